@@ -1,0 +1,31 @@
+"""Describe the extension module ``pycontainer._core`` to cffi: every ``*.cdef`` here, compiled with every ``*.c``."""
+
+from pathlib import Path
+
+import cffi
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+HELPERS = {"monitor.c"}  # programs of their own, never part of the extension
+
+CFLAGS = [
+    "-std=gnu11",
+    "-O2",
+    "-Wall",
+    "-Wextra",
+    "-fvisibility=hidden",
+    "-fno-strict-aliasing",
+]
+
+ffibuilder = cffi.FFI()
+for cdef in sorted(HERE.glob("*.cdef")):
+    ffibuilder.cdef(cdef.read_text())
+
+ffibuilder.set_source(
+    "pycontainer._core",
+    '#include "pyc.h"\n',
+    sources=[str(p.relative_to(ROOT)) for p in sorted(HERE.glob("*.c")) if p.name not in HELPERS],
+    include_dirs=["csrc"],
+    extra_compile_args=CFLAGS,
+    py_limited_api=True,
+)

@@ -1,0 +1,18 @@
+/* The public structs and functions of the C core, as Python sees them (each *.cdef repeats its part for cffi).
+ * Convention: `int f(inputs..., Type *ret_x, PycError *err)` returns 0 (or a count) or -errno; ret_ is untouched on failure.
+ * Included by every file here and by the generated module.
+ */
+#ifndef PYC_H
+#define PYC_H
+#include <stddef.h>
+#include <stdint.h>
+
+#define PYC_API __attribute__((visibility("default")))
+
+typedef struct PycError {
+    int32_t code;    /* errno, positive; 0 when nothing failed */
+    char step[64];   /* what was tried: "mount proc" */
+    char path[1024]; /* on what, or "" */
+} PycError;
+
+#endif

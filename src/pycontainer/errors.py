@@ -3,7 +3,7 @@
 ::
 
     Error                      code
-    ├── NotFound               not-found           no such image, container, user, file in the image
+    ├── NotFound               not-found           no such image, container, user or file in the image
     │   └── CommandNotFound    command-not-found   (also a StartError) the program is not in the image
     ├── AlreadyExists          already-exists      the name is taken
     ├── Conflict               conflict            the object is in use or in the wrong state
@@ -17,7 +17,8 @@
     ├── TimeoutExpired         timeout             (also a TimeoutError) carries the result so far
     └── Unsupported            unsupported         this host or version cannot do it; says what to enable
 
-Wrong arguments are ``TypeError`` or ``ValueError``, as everywhere in Python. ``code`` is stable: programs may compare it.
+Wrong arguments are ``TypeError`` or ``ValueError``, as everywhere in Python. ``code`` is stable: programs may rely
+on it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import attrs
@@ -62,12 +62,16 @@ def _optional_size(value: Size | None) -> int | None:
     return None if value is None else parse_size(value)
 
 
+def _strings(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+def _rlimit_name(text: str) -> str:
+    return text.lower().removeprefix("rlimit_")
+
+
 def _swap(value: Size | None) -> int | None:
     return -1 if value == -1 else _optional_size(value)
-
-
-def _at_least(minimum: float) -> attrs.validators._NumberValidator:  # type: ignore[name-defined]
-    return attrs.validators.optional(attrs.validators.ge(minimum))  # type: ignore[return-value]
 
 
 @attrs.frozen(kw_only=True)
@@ -153,7 +157,7 @@ class Mount:
     propagation: Propagation = "rprivate"
     size: int | None = attrs.field(default=None, converter=_optional_size)
     mode: int = 0o1777
-    options: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    options: tuple[str, ...] = attrs.field(default=(), converter=_strings)
 
     @target.validator
     def _check_target(self, _attribute: object, value: str) -> None:
@@ -189,9 +193,7 @@ class Mount:
         )
 
     @classmethod
-    def tmpfs(
-        cls, target: str, *, size: Size | None = None, mode: int = 0o1777, options: Sequence[str] = ()
-    ) -> Mount:
+    def tmpfs(cls, target: str, *, size: Size | None = None, mode: int = 0o1777, options: Sequence[str] = ()) -> Mount:
         """Give the container an empty directory in memory, gone with it.
 
         >>> Mount.tmpfs("/scratch", size="64M").size
@@ -210,7 +212,7 @@ class Rlimit:
         hard: what the process may raise it to; the same when not given.
     """
 
-    type: str = attrs.field(converter=lambda text: str(text).lower().removeprefix("rlimit_"))
+    type: str = attrs.field(converter=_rlimit_name)
     soft: int
     hard: int = attrs.field(default=attrs.Factory(lambda self: self.soft, takes_self=True))
 
@@ -273,8 +275,8 @@ class ImageConfig:
     workdir: str = ""
     user: str = ""
     stop_signal: str = ""
-    exposed_ports: tuple[str, ...] = attrs.field(default=(), converter=tuple)
-    volumes: tuple[str, ...] = attrs.field(default=(), converter=tuple)
+    exposed_ports: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    volumes: tuple[str, ...] = attrs.field(default=(), converter=_strings)
     labels: Mapping[str, str] = attrs.field(factory=dict, converter=dict)
 
 

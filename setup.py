@@ -22,8 +22,8 @@ class BuildWithHelper(build_ext):
         target = package / "bin" / HELPER
         target.parent.mkdir(parents=True, exist_ok=True)
         compiler = shlex.split(os.environ.get("CC", "gcc"))
-        sources = ["csrc/monitor.c", "csrc/error.c"]
-        flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-static", "-s", "-Icsrc"]
+        sources = ["csrc/monitor.c", "csrc/tree.c", "csrc/error.c"]
+        flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-static", "-s", "-Icsrc"]
         subprocess.run([*compiler, *flags, "-o", str(target), *sources], check=True)
 
 

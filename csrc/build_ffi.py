@@ -10,6 +10,7 @@ HELPERS = {"monitor.c"}  # programs of their own, never part of the extension
 
 CFLAGS = [
     "-std=gnu11",
+    "-D_GNU_SOURCE",
     "-O2",
     "-Wall",
     "-Wextra",

@@ -15,4 +15,7 @@ typedef struct PycError {
     char path[1024]; /* on what, or "" */
 } PycError;
 
+#include "spawn.h"
+#include "tree.h"
+
 #endif

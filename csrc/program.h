@@ -1,0 +1,138 @@
+/* The step machine: a container's start is a table of steps, packed by Python into one relocatable buffer (offsets, no
+ * pointers), run first in the caller ("host" steps) and then, after clone, in the new process ("child" steps).
+ * Because the table is data, any parked process can be handed one. No kernel interface of its own.
+ * Filled by pycontainer.runtime.program, run by spawn.c; the operations live in mount.c, identity.c, tty.c, files.c.
+ */
+#ifndef PYC_PROGRAM_H
+#define PYC_PROGRAM_H
+#include "pyc.h"
+
+enum {
+    PYC_PROGRAM_MAGIC = 0x50594331, /* "PYC1" */
+    PYC_SLOTS = 192,                /* results of steps: descriptors that later steps use */
+    PYC_SLOT_BASE = -1000,          /* an fd operand of PYC_SLOT_BASE - k means slot k */
+};
+
+/* Operand meanings are told beside each operation: fd fd2 | a b c | s1 s2 s3 (text in the pool) | ret (slot). */
+enum PycOp {
+    /* files.c */
+    PYC_OP_MKDIR = 1,  /* fd s1 | a mode */
+    PYC_OP_WRITE,      /* fd s1 | s2 data, len | a extra open flags, b file mode, c nonzero: must be on procfs */
+    PYC_OP_OPEN,       /* fd s1 | a open flags -> ret */
+    PYC_OP_CLOSE,      /* fd */
+    PYC_OP_SYMLINK,    /* fd s1 | s2 target */
+    PYC_OP_MKNOD,      /* fd s1 | a mode, b dev, c uid << 32 | gid */
+    PYC_OP_CHOWN,      /* fd s1 | a uid, b gid; s1 "" is the descriptor itself */
+    PYC_OP_BPF_ATTACH, /* fd cgroup, fd2 program | a attach type */
+    /* mount.c */
+    PYC_OP_FSMOUNT = 20, /* s1 type | s2 options "key=value\0key\0", len | a mount attributes -> ret */
+    PYC_OP_OPEN_TREE,    /* fd s1 | a flags -> ret */
+    PYC_OP_SETATTR,      /* fd s1 | a set, b clear, c propagation, fd2 user namespace; flag RECURSIVE */
+    PYC_OP_ATTACH,       /* fd mount, s1 target below fd2 (-1: /); flags MAKE_DIR, MAKE_FILE, NOFOLLOW */
+    PYC_OP_MASK,         /* s1 | fd /dev/null, fd2 empty read-only tmpfs */
+    PYC_OP_READONLY,     /* s1 */
+    PYC_OP_PIVOT,        /* fd root mount | s1 where to attach it first */
+    PYC_OP_MKDIR_IN,     /* s1 below the container's root, parents made | a mode, b uid, c gid */
+    /* identity.c */
+    PYC_OP_SETNS = 40,  /* fd | a namespace flags */
+    PYC_OP_UNSHARE,     /* a namespace flags */
+    PYC_OP_HOSTNAME,    /* s1 */
+    PYC_OP_DOMAINNAME,  /* s1 */
+    PYC_OP_LOOPBACK,    /* brings lo up */
+    PYC_OP_RLIMIT,      /* a resource, b soft, c hard */
+    PYC_OP_KEYRING,     /* a new, empty session keyring */
+    PYC_OP_GROUPS,      /* s2 u32 array, len bytes */
+    PYC_OP_IDS,         /* a uid, b gid */
+    PYC_OP_BOUNDING,    /* a capabilities to keep, b last capability of this kernel */
+    PYC_OP_CAPS,        /* a effective, b permitted, c inheritable */
+    PYC_OP_AMBIENT,     /* a capabilities */
+    PYC_OP_NO_NEW_PRIVS,
+    PYC_OP_SECCOMP,     /* s2 struct sock_filter array, len bytes | a flags of seccomp(2) */
+    PYC_OP_CHDIR,       /* s1 */
+    PYC_OP_UMASK,       /* a */
+    PYC_OP_PERSONALITY, /* a */
+    PYC_OP_SCHED,       /* s2 struct sched_attr, len */
+    PYC_OP_IOPRIO,      /* a */
+    PYC_OP_AFFINITY,    /* s2 cpu mask, len */
+    PYC_OP_PRCTL,       /* a option, b, c arguments */
+    PYC_OP_SETSID,
+    /* tty.c and spawn.c */
+    PYC_OP_STDIO = 70,  /* fd stdin, fd2 stdout, a stderr (fd operand) | b uid, c gid that may reopen them */
+    PYC_OP_TTY,         /* fd devpts mount | a rows << 16 | columns, b uid, s1 console path or "" ; master goes up the socket */
+    PYC_OP_SEAL_FDS,    /* a first: every descriptor from there on closes at execve */
+    PYC_OP_DUP,         /* fd, a target number, kept over execve */
+    PYC_OP_SYNC,        /* a number: park until the parent resumes us */
+    PYC_OP_EXEC,        /* s1 program (or fd when s1 is ""), s2 argv block, s3 envp block | a argc, b envc, c offset of PATH */
+};
+
+enum PycStepFlags {
+    PYC_MISSING_OK = 1, /* ENOENT is no failure */
+    PYC_EXISTS_OK = 2,  /* EEXIST is no failure */
+    PYC_DENIED_OK = 4,  /* EPERM, EACCES, EROFS are no failure */
+    PYC_RECURSIVE = 8,
+    PYC_NOFOLLOW = 16,  /* the target's last component must not be a symlink */
+    PYC_MAKE_DIR = 32,  /* make a missing target */
+    PYC_MAKE_FILE = 64,
+    PYC_MAKE_LIKE = 128, /* make a missing target of the mount's own kind */
+};
+
+typedef struct PycStep {
+    uint16_t op;
+    uint16_t flags;
+    uint32_t label; /* pool offset: what this step is called in errors */
+    int32_t fd;
+    int32_t fd2;
+    uint64_t a, b, c;
+    uint32_t s1, s2, s3; /* pool offsets; 0 is the empty text */
+    uint32_t len;        /* bytes of s2 */
+    int32_t ret;         /* slot for the result, or -1 */
+    uint32_t _unused;
+} PycStep;
+
+typedef struct PycHeader {
+    uint32_t magic;
+    uint32_t size; /* of the whole program */
+    uint32_t host_steps;
+    uint32_t child_steps;
+    uint32_t pool; /* offset of the pool; its first byte is 0 */
+    int32_t pidns_fd;      /* pidfd of the process in whose pid namespace the child is born, or -1 */
+    int32_t own_pidns_fd;  /* the caller's own, to go back */
+    int32_t cgroup_fd;     /* fd operand: cgroup v2 directory to be born in, or -1 */
+    uint64_t clone_flags;
+    uint32_t uid_map, gid_map; /* pool offsets of texts for /proc/PID/{u,g}id_map, with CLONE_NEWUSER */
+    uint32_t status;           /* nonzero: keep a status socket (SYNC, TTY and CLONE_NEWUSER need it) */
+    int32_t status_target;     /* descriptor number at which EXEC leaves the socket open, or -1 */
+    uint32_t close_slots;      /* how many slots the host steps fill, closed in the parent after clone */
+    uint32_t exec_index;       /* argc + envc of the EXEC step: room for the pointers */
+} PycHeader;
+
+/* What a running program knows. One copy in the parent; after clone the child has its own. */
+typedef struct Machine {
+    const uint8_t *base;
+    const char *pool;
+    PycError *err;
+    int32_t slots[PYC_SLOTS];
+    char **pointers; /* room for argv and envp, made before clone */
+    int32_t status;  /* the child's end of the status socket, or -1 */
+    int32_t status_target;
+} Machine;
+
+static inline int machine_fd(const Machine *m, int32_t operand) {
+    if (operand <= PYC_SLOT_BASE && operand > PYC_SLOT_BASE - PYC_SLOTS)
+        return m->slots[PYC_SLOT_BASE - operand];
+    return operand;
+}
+
+static inline const char *machine_text(const Machine *m, uint32_t offset) { return m->pool + offset; }
+
+/* Each returns a descriptor or 0, or -errno. They run after clone: raw system calls only. */
+long run_file_step(Machine *m, const PycStep *s);
+long run_mount_step(Machine *m, const PycStep *s);
+long run_identity_step(Machine *m, const PycStep *s);
+long run_terminal_step(Machine *m, const PycStep *s);
+long run_exec_step(Machine *m, const PycStep *s);
+
+/* Run n steps; the first failure is recorded in m->err and returned. */
+long run_steps(Machine *m, const PycStep *steps, uint32_t n);
+
+#endif

@@ -1,0 +1,198 @@
+/* The steps that give the process its descriptors: stdio, a terminal of its own, execve, parking.
+ * dup3(2), close_range(2), pts(4), ioctl_tty(2), unix(7), execve(2), execveat(2). Run by program.c in the new process.
+ */
+#include "program.h"
+#include "error.h"
+#include "sys.h"
+
+#include <asm/termbits.h>
+#include <asm/termios.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/close_range.h>
+#include <linux/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+
+enum { PATH_SIZE = 4096 };
+
+/* What travels up the status socket; a descriptor may ride along. */
+static long tell_parent(const Machine *m, int32_t event, int32_t value, int fd) {
+    int32_t message[2] = {event, value};
+    struct iovec part = {message, sizeof message};
+    union {
+        char buf[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = {0};
+    struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
+    if (fd >= 0) {
+        header.msg_control = control.buf;
+        header.msg_controllen = sizeof control.buf;
+        struct cmsghdr *cmsg = CMSG_FIRSTHDR(&header);
+        cmsg->cmsg_level = SOL_SOCKET;
+        cmsg->cmsg_type = SCM_RIGHTS;
+        cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+        __builtin_memcpy(CMSG_DATA(cmsg), &fd, sizeof fd);
+    }
+    long rc = sys(SYS_sendmsg, m->status, &header, MSG_NOSIGNAL);
+    return rc < 0 ? rc : 0;
+}
+
+static long park(const Machine *m, const PycStep *s) {
+    long rc = tell_parent(m, PYC_EVENT_PARKED, (int32_t)s->a, -1);
+    if (rc < 0)
+        return rc;
+    char go;
+    do
+        rc = sys(SYS_read, m->status, &go, 1);
+    while (rc == -EINTR);
+    return rc == 1 ? 0 : -EPIPE;
+}
+
+/* Sources below 3 are lifted first, so that none is overwritten before it was copied. */
+static long set_stdio(const Machine *m, const PycStep *s) {
+    int32_t source[3] = {machine_fd(m, s->fd), machine_fd(m, s->fd2), machine_fd(m, (int32_t)s->a)};
+    for (int i = 0; i < 3; i++)
+        if (source[i] >= 0 && source[i] < 3) {
+            long fd = sys(SYS_fcntl, source[i], F_DUPFD_CLOEXEC, 3);
+            if (fd < 0)
+                return fd;
+            source[i] = (int32_t)fd;
+        }
+    for (int i = 0; i < 3; i++) {
+        if (source[i] < 0)
+            continue;
+        /* A program that is not root may open /dev/stdout again: the pipe has to be its own. */
+        struct stat st;
+        if ((s->b || s->c) && sys(SYS_fstat, source[i], &st) == 0 && S_ISFIFO(st.st_mode)) {
+            long rc = sys(SYS_fchown, source[i], s->b, s->c);
+            if (rc < 0 && rc != -EPERM && rc != -EINVAL && rc != -EROFS)
+                return rc;
+        }
+        long rc = sys(SYS_dup3, source[i], i, 0);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+/* The slave comes from the master by ioctl and its bind from the descriptor: no path of the image or of another
+ * container's race is looked up (CVE-2025-52565). */
+static long open_terminal(const Machine *m, const PycStep *s) {
+    long master = sys(SYS_openat, machine_fd(m, s->fd), "ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC, 0);
+    if (master < 0)
+        return master;
+    int unlock = 0;
+    long rc = sys(SYS_ioctl, master, TIOCSPTLCK, &unlock);
+    struct winsize size = {.ws_row = (unsigned short)(s->a >> 16), .ws_col = (unsigned short)s->a};
+    if (rc == 0 && size.ws_row && size.ws_col)
+        rc = sys(SYS_ioctl, master, TIOCSWINSZ, &size);
+    long slave = rc < 0 ? rc : sys(SYS_ioctl, master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    rc = slave < 0 ? slave : tell_parent(m, PYC_EVENT_TERMINAL, 0, (int)master);
+    sys_close(master);
+    if (rc == 0 && s->b)
+        rc = sys(SYS_fchown, slave, s->b, -1);
+    const char *console = machine_text(m, s->s1);
+    if (rc == 0 && console[0]) {
+        long tree = sys(SYS_open_tree, slave, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+        rc = tree < 0 ? tree
+                      : sys(SYS_move_mount, tree, "", AT_FDCWD, console, MOVE_MOUNT_F_EMPTY_PATH);
+        sys_close(tree);
+    }
+    if (rc == 0) {
+        rc = sys(SYS_setsid);
+        rc = rc < 0 ? rc : sys(SYS_ioctl, slave, TIOCSCTTY, 0);
+    }
+    for (int i = 0; rc >= 0 && i < 3; i++)
+        rc = sys(SYS_dup3, slave, i, 0);
+    if (slave > 2)
+        sys_close(slave);
+    return rc < 0 ? rc : 0;
+}
+
+static long keep_fd(const Machine *m, int32_t fd, int target) {
+    if (fd == target)
+        return sys(SYS_fcntl, fd, F_SETFD, 0);
+    long rc = sys(SYS_dup3, fd, target, 0);
+    (void)m;
+    return rc < 0 ? rc : 0;
+}
+
+long run_terminal_step(Machine *m, const PycStep *s) {
+    switch (s->op) {
+    case PYC_OP_STDIO:
+        return set_stdio(m, s);
+    case PYC_OP_TTY:
+        return open_terminal(m, s);
+    case PYC_OP_SEAL_FDS:
+        return sys(SYS_close_range, s->a, ~0U, CLOSE_RANGE_CLOEXEC);
+    case PYC_OP_DUP:
+        return keep_fd(m, machine_fd(m, s->fd), (int)s->a);
+    case PYC_OP_SYNC:
+        return park(m, s);
+    default:
+        return -ENOSYS;
+    }
+}
+
+static char **point_into(char **to, const char *block, uint64_t count) {
+    for (uint64_t i = 0; i < count; i++) {
+        *to++ = (char *)(uintptr_t)block;
+        block += text_length(block) + 1;
+    }
+    *to++ = NULL;
+    return to;
+}
+
+/* As execvpe(3): the first candidate that runs; EACCES is remembered over later ENOENTs. */
+static long exec_along_path(const char *file, const char *path, char **argv, char **envp) {
+    char candidate[PATH_SIZE];
+    size_t n = text_length(file);
+    long denied = 0;
+    while (1) {
+        size_t d = 0;
+        while (path[d] && path[d] != ':')
+            d++;
+        if (d + n + 2 < sizeof candidate) {
+            __builtin_memcpy(candidate, path, d);
+            if (d > 0)
+                candidate[d++] = '/';
+            __builtin_memcpy(candidate + d, file, n + 1);
+            long rc = sys(SYS_execve, candidate, argv, envp);
+            if (rc == -EACCES) {
+                struct stat st; /* a directory of that name is no program */
+                if (sys(SYS_newfstatat, AT_FDCWD, candidate, &st, 0) == 0 && !S_ISDIR(st.st_mode))
+                    denied = rc;
+            } else if (rc != -ENOENT && rc != -ENOTDIR) {
+                return rc;
+            }
+            d = d > 0 ? d - 1 : 0;
+        }
+        path += d;
+        while (*path && *path != ':')
+            path++;
+        if (!*path)
+            return denied ? denied : -ENOENT;
+        path++;
+    }
+}
+
+long run_exec_step(Machine *m, const PycStep *s) {
+    char **argv = m->pointers;
+    char **envp = point_into(argv, machine_text(m, s->s2), s->a);
+    point_into(envp, machine_text(m, s->s3), s->b);
+    const char *file = machine_text(m, s->s1);
+    if (m->status >= 0 && m->status_target >= 0) {
+        long rc = keep_fd(m, m->status, m->status_target);
+        if (rc < 0)
+            return rc;
+    }
+    int fd = machine_fd(m, s->fd);
+    if (fd >= 0)
+        return sys(SYS_execveat, fd, "", argv, envp, AT_EMPTY_PATH);
+    for (const char *c = file; *c; c++)
+        if (*c == '/')
+            return sys(SYS_execve, file, argv, envp);
+    return exec_along_path(file, machine_text(m, (uint32_t)s->c), argv, envp);
+}

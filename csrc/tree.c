@@ -1,0 +1,120 @@
+/* Removes directory trees and cgroups; see tree.h.
+ * openat(2), unlinkat(2), renameat(2), getdents through readdir(3). Called by the helper's keeper and by the engine's
+ * repair at open.
+ */
+#include "tree.h"
+#include "error.h"
+#include "util.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+static void close_dir(DIR **dir) {
+    if (*dir)
+        (void)closedir(*dir);
+}
+
+static int is_dot(const char *name) { return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2])); }
+
+/* Empty the directory `name` below top. Directories in it that are not empty are moved up beside it, under fresh names,
+ * so that depth never grows: a tree of any depth needs two descriptors and no recursion. */
+static int flatten(int top, const char *name, unsigned long *counter) {
+    PYC_AUTO_FD fd = openat(top, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    PYC_CLEANUP(close_dir) DIR *dir = fdopendir(dup(fd));
+    if (!dir)
+        return -errno;
+    struct dirent *entry;
+    while ((entry = readdir(dir))) {
+        if (is_dot(entry->d_name))
+            continue;
+        if (unlinkat(fd, entry->d_name, 0) == 0)
+            continue;
+        if (errno != EISDIR && errno != EPERM)
+            return -errno;
+        if (unlinkat(fd, entry->d_name, AT_REMOVEDIR) == 0)
+            continue;
+        if (errno != ENOTEMPTY && errno != EEXIST)
+            return -errno;
+        char fresh[48];
+        do
+            (void)snprintf(fresh, sizeof fresh, ".pyc-gone-%lu", (*counter)++);
+        while (renameat(fd, entry->d_name, top, fresh) < 0 && (errno == ENOTEMPTY || errno == EEXIST));
+    }
+    return 0;
+}
+
+int pyc_remove_tree(int dirfd, const char *name, PycError *err) {
+    if (unlinkat(dirfd, name, AT_REMOVEDIR) == 0 || errno == ENOENT)
+        return 0;
+    if (errno == ENOTDIR)
+        return unlinkat(dirfd, name, 0) == 0 ? 0 : pyc_fail(err, errno, "remove", name);
+    unsigned long counter = 0;
+    for (int round = 0; round < 1000000; round++) {
+        /* The tree's own root is the place to which deep directories are lifted. */
+        PYC_AUTO_FD top = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (top < 0)
+            return errno == ENOENT ? 0 : pyc_fail(err, errno, "open to remove", name);
+        PYC_CLEANUP(close_dir) DIR *dir = fdopendir(dup(top));
+        if (!dir)
+            return pyc_fail(err, errno, "list to remove", name);
+        struct dirent *entry;
+        while ((entry = readdir(dir))) {
+            if (is_dot(entry->d_name) || unlinkat(top, entry->d_name, 0) == 0)
+                continue;
+            int rc = errno == EISDIR || errno == EPERM ? flatten(top, entry->d_name, &counter) : -errno;
+            if (rc == 0 && unlinkat(top, entry->d_name, AT_REMOVEDIR) < 0)
+                rc = -errno;
+            if (rc < 0 && rc != -ENOENT)
+                return pyc_fail(err, rc, "remove", entry->d_name);
+        }
+        if (unlinkat(dirfd, name, AT_REMOVEDIR) == 0 || errno == ENOENT)
+            return 0;
+        if (errno != ENOTEMPTY && errno != EEXIST)
+            return pyc_fail(err, errno, "remove", name);
+    }
+    return pyc_fail(err, ENOTEMPTY, "remove", name);
+}
+
+static void pause_ms(long ms) {
+    struct timespec t = {.tv_nsec = ms * 1000000};
+    (void)nanosleep(&t, NULL);
+}
+
+static int remove_child_cgroups(int dirfd, const char *name, int wait_ms, PycError *err) {
+    PYC_AUTO_FD fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT ? 0 : pyc_fail(err, errno, "open the cgroup", name);
+    PYC_CLEANUP(close_dir) DIR *dir = fdopendir(dup(fd));
+    if (!dir)
+        return pyc_fail(err, errno, "list the cgroup", name);
+    struct dirent *entry;
+    while ((entry = readdir(dir))) {
+        if (entry->d_type != DT_DIR || is_dot(entry->d_name))
+            continue;
+        int rc = pyc_remove_cgroup(fd, entry->d_name, wait_ms, err);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
+}
+
+int pyc_remove_cgroup(int dirfd, const char *name, int wait_ms, PycError *err) {
+    for (int waited = 0;; waited++) {
+        if (unlinkat(dirfd, name, AT_REMOVEDIR) == 0 || errno == ENOENT)
+            return 0;
+        if (errno != EBUSY)
+            return pyc_fail(err, errno, "remove the cgroup", name);
+        if (waited >= wait_ms)
+            return pyc_fail(err, EBUSY, "remove the cgroup", name);
+        int rc = remove_child_cgroups(dirfd, name, 0, NULL);
+        if (rc < 0 && rc != -EBUSY)
+            return pyc_fail(err, rc, "remove the cgroups below", name);
+        pause_ms(1);
+    }
+}

@@ -155,7 +155,7 @@ def _fill_busybox(root: Path, busybox: str) -> None:
         if applet != "busybox":
             (root / "bin" / applet).symlink_to("busybox")
     (root / "usr/bin/env").symlink_to("/bin/busybox")
-    for name, text in {"passwd": USERS, "group": GROUPSS, "os-release": "ID=busybox\nNAME=BusyBox\n"}.items():
+    for name, text in {"passwd": USERS, "group": GROUPS, "os-release": "ID=busybox\nNAME=BusyBox\n"}.items():
         (root / "etc" / name).write_text(text)
         (root / "etc" / name).chmod(0o644)
     if os.geteuid() == 0:

@@ -1,0 +1,1 @@
+"""The runtime: what the kernel is told so that a process becomes a container."""

@@ -46,7 +46,7 @@ build: $(DONE)/package
 
 # ── what people call ──
 demo: $(DONE)/package $(DONE)/system-images
-	@$(PY) examples/demo.py
+	@$(PY) -m examples.demo
 
 test: $(DONE)/extra-test $(DONE)/system-images $(DONE)/system-peers $(DONE)/system-vm $(DONE)/system-c-tests
 	$(if $(wildcard csrc/tests/Makefile),$(MAKE) -C csrc/tests check)

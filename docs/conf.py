@@ -1,0 +1,57 @@
+"""How the documentation is built: Sphinx with furo; nitpicky, warnings are errors, examples are run."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+
+from sphinx.util import logging
+
+_project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+
+project = "pycontainer"
+author = "the pycontainer authors"
+project_copyright = author
+version = release = _project["version"]
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"pycontainer {release}"
+
+nitpicky = True
+suppress_warnings = ["myst.header"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+# Examples start real containers, which takes root; without it they are left out and we say so.
+AS_ROOT = os.geteuid() == 0
+doctest_test_doctest_blocks = "default" if AS_ROOT else ""
+doctest_global_setup = f"""
+import os
+AS_ROOT = {AS_ROOT}
+if AS_ROOT:
+    import pathlib, tempfile
+    from pycontainer import *
+    scratch = tempfile.TemporaryDirectory(prefix="pycontainer-docs-")
+    engine = Engine(pathlib.Path(scratch.name) / "store")
+    image = engine.images.host()
+"""
+doctest_global_cleanup = """
+if AS_ROOT:
+    engine.close()
+    scratch.cleanup()
+"""
+if not AS_ROOT:
+    logging.getLogger(__name__).info("examples are not run: they start containers, which needs root")

@@ -8,6 +8,7 @@
     ├── AlreadyExists          already-exists      the name is taken
     ├── Conflict               conflict            the object is in use or in the wrong state
     ├── InvalidReference       invalid-reference   (also a ValueError) not an image reference, digest or name
+    ├── InvalidSpec            invalid-spec        (also a ValueError) not a container by the OCI runtime specification
     ├── ImageError             image               the image or archive is broken or hostile
     │   └── DigestMismatch     digest-mismatch     content is not what its digest says
     ├── StoreError             store               the store on disk cannot be used
@@ -38,6 +39,7 @@ __all__ = [
     "ExitError",
     "ImageError",
     "InvalidReference",
+    "InvalidSpec",
     "NotFound",
     "OutOfMemory",
     "StartError",
@@ -75,6 +77,25 @@ class InvalidReference(Error, ValueError):
     """The text is not an image reference, a digest or a name by the grammar."""
 
     code = "invalid-reference"
+
+
+class InvalidSpec(Error, ValueError):
+    """A document breaks the OCI runtime specification.
+
+    Args:
+        path: where in the document, e.g. ``linux.devices[2].type``; ``""`` is the whole of it.
+        reason: what is wrong there.
+    """
+
+    code = "invalid-spec"
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"read config.json: {self.path}: {self.reason}" if self.path else f"read config.json: {self.reason}"
 
 
 class ImageError(Error):

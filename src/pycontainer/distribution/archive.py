@@ -1,0 +1,286 @@
+"""Read the files of an image archive: a tar file, by an index of its members, or a directory. Nothing is written.
+
+The archive is not trusted: names are only looked up, never used as paths, and sizes are checked before they are used.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+from pathlib import Path
+from typing import Protocol
+
+import attrs
+
+from pycontainer.errors import ImageError
+
+__all__ = ["Archive", "DirectoryArchive", "TarArchive", "copy_range"]
+
+_BLOCK = 512
+_MAX_MEMBERS = 500_000
+_MAX_PAX = 1 << 20
+_MAX_LINKS = 8
+_COPY = 1 << 26
+
+
+class Archive(Protocol):
+    """The files of an image archive, by name."""
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is such a file."""
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return a small file.
+
+        Raises:
+            ImageError: it is missing or larger than ``limit`` bytes.
+        """
+
+    def locate(self, name: str) -> tuple[int, int, int]:
+        """Return an open file to read from by position, the offset of the content in it, and its length.
+
+        Raises:
+            ImageError: there is no such file.
+        """
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+@attrs.frozen
+class _Member:
+    kind: str  # "file" or "link"
+    offset: int
+    size: int
+    link: str = ""
+
+
+class TarArchive:
+    """A tar file.
+
+    Args:
+        fd: a seekable file, which is closed with the archive.
+        path: its name, for messages.
+
+    Raises:
+        ImageError: it is no tar file, or cut short.
+    """
+
+    def __init__(self, fd: int, path: str) -> None:
+        self._fd = fd
+        self._path = path
+        self._members = _index(fd, path)
+
+    def _find(self, name: str) -> _Member:
+        current = name
+        for _ in range(_MAX_LINKS):
+            member = self._members.get(current)
+            if member is None:
+                break
+            if member.kind == "file":
+                return member
+            current = member.link
+        msg = f"{self._path} has no file {name!r}: the archive is incomplete"
+        raise ImageError(msg)
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is such a file."""
+        return name in self._members
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return a small file; see :class:`Archive`."""
+        member = self._find(name)
+        if member.size > limit:
+            msg = f"{self._path}: {name!r} has {member.size} bytes, at most {limit} are accepted"
+            raise ImageError(msg)
+        return os.pread(self._fd, member.size, member.offset)
+
+    def locate(self, name: str) -> tuple[int, int, int]:
+        """Return where a file is; see :class:`Archive`."""
+        member = self._find(name)
+        return self._fd, member.offset, member.size
+
+    def close(self) -> None:
+        """Close the tar file."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class DirectoryArchive:
+    """A directory.
+
+    Args:
+        path: the directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._open: list[int] = []
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is such a file."""
+        return (self._path / name).is_file()
+
+    def _fd(self, name: str) -> int:
+        try:
+            fd = os.open(self._path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            msg = f"cannot read {self._path / name}: {error.strerror}"
+            raise ImageError(msg) from error
+        self._open.append(fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            msg = f"{self._path / name} is not a file"
+            raise ImageError(msg)
+        return fd
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Return a small file; see :class:`Archive`."""
+        fd, _, size = self.locate(name)
+        try:
+            if size > limit:
+                msg = f"{self._path / name} has {size} bytes, at most {limit} are accepted"
+                raise ImageError(msg)
+            return os.pread(fd, size, 0)
+        finally:
+            self._open.remove(fd)
+            os.close(fd)
+
+    def locate(self, name: str) -> tuple[int, int, int]:
+        """Return where a file is; see :class:`Archive`."""
+        fd = self._fd(name)
+        return fd, 0, os.fstat(fd).st_size
+
+    def close(self) -> None:
+        """Close what is open."""
+        while self._open:
+            os.close(self._open.pop())
+
+
+def copy_range(source: int, offset: int, size: int, target: int) -> None:
+    """Append a part of one file to another, within the kernel.
+
+    Raises:
+        ImageError: the source ends too early.
+    """
+    end = offset + size
+    while offset < end:
+        copied = os.sendfile(target, source, offset, min(_COPY, end - offset))
+        if copied == 0:
+            msg = f"the archive became shorter while it was read, {end - offset} bytes are missing"
+            raise ImageError(msg)
+        offset += copied
+
+
+def _index(fd: int, path: str) -> dict[str, _Member]:
+    """Return the files and links of a tar file by name."""
+    members: dict[str, _Member] = {}
+    end = os.fstat(fd).st_size
+    offset = 0
+    pending: dict[str, str] = {}
+    seen = 0
+    while True:
+        block = os.pread(fd, _BLOCK, offset)
+        if len(block) < _BLOCK or block == bytes(_BLOCK):
+            if not seen:
+                msg = f"{path} is not a tar archive"
+                raise ImageError(msg)
+            return members
+        seen += 1
+        size = _check_header(block, path, offset, end, seen)
+        kind = block[156:157]
+        offset += _BLOCK
+        if kind in b"xLKg" and kind:
+            pending |= _extension(fd, kind, offset, size, path)
+        else:
+            size = _pax_size(pending, size, path, offset, end)
+            _add(members, block, pending, offset, size)
+            pending = {}
+        offset += -(-size // _BLOCK) * _BLOCK
+
+
+def _check_header(block: bytes, path: str, offset: int, end: int, seen: int) -> int:
+    """Check one header and return the size of what follows."""
+    stored = _number(block[148:156])
+    if stored != sum(block[:148]) + 8 * 32 + sum(block[156:]):
+        msg = f"{path} is not a tar archive" if seen == 1 else f"{path} is damaged: bad header at byte {offset}"
+        raise ImageError(msg)
+    if seen > _MAX_MEMBERS:
+        msg = f"{path} has more than {_MAX_MEMBERS} members: this is no image archive"
+        raise ImageError(msg)
+    size = _number(block[124:136])
+    if size is None or size < 0 or (block[156:157] not in b"12345" and offset + _BLOCK + size > end):
+        msg = f"{path} is cut short or damaged: the member at byte {offset} goes beyond its end"
+        raise ImageError(msg)
+    return 0 if block[156:157] in b"123456" and block[156:157] else size
+
+
+def _number(field: bytes) -> int | None:
+    """Read an octal number, or a binary one as GNU tar writes it."""
+    if field[0] & 0x80:
+        value = int.from_bytes(field, "big", signed=False) & ((1 << (8 * len(field) - 1)) - 1)
+        return -1 if field[0] & 0x40 else value
+    text = field.strip(b"\0 ")
+    try:
+        return int(text, 8) if text else 0
+    except ValueError:
+        return None
+
+
+def _extension(fd: int, kind: bytes, offset: int, size: int, path: str) -> dict[str, str]:
+    """Read a GNU long name or PAX records: only those that matter here."""
+    if size > _MAX_PAX:
+        msg = f"{path}: the extended header at byte {offset} has {size} bytes, at most {_MAX_PAX} are accepted"
+        raise ImageError(msg)
+    data = os.pread(fd, size, offset)
+    if kind == b"g":
+        return {}
+    if kind in b"LK":
+        return {"path" if kind == b"L" else "linkpath": os.fsdecode(data.rstrip(b"\0"))}
+    found = {}
+    while data.strip(b"\0"):
+        length, _, _ = data.partition(b" ")
+        try:
+            count = int(length)
+        except ValueError:
+            count = 0
+        record = data[len(length) + 1 : count]
+        if not (len(length) + 1 < count <= len(data) and record.endswith(b"\n") and b"=" in record):
+            msg = f"{path}: the extended header at byte {offset} is damaged"
+            raise ImageError(msg)
+        key, _, value = record[:-1].partition(b"=")
+        if key.startswith(b"GNU.sparse."):
+            msg = f"{path} was made with tar --sparse, which image archives are not; make it without"
+            raise ImageError(msg)
+        if key in (b"path", b"linkpath", b"size"):
+            found[key.decode()] = os.fsdecode(value)
+        data = data[count:]
+    return found
+
+
+def _pax_size(pending: dict[str, str], size: int, path: str, offset: int, end: int) -> int:
+    text = pending.get("size")
+    if text is None:
+        return size
+    if not text.isascii() or not text.isdecimal() or len(text) > 19 or offset + int(text) > end:  # noqa: PLR2004
+        msg = f"{path} is cut short or damaged: the member at byte {offset} goes beyond its end"
+        raise ImageError(msg)
+    return int(text)
+
+
+def _add(members: dict[str, _Member], block: bytes, pending: dict[str, str], offset: int, size: int) -> None:
+    name = pending.get("path")
+    if name is None:
+        name = os.fsdecode(block[:100].split(b"\0")[0])
+        if block[257:263] == b"ustar\0" and block[345]:
+            name = os.fsdecode(block[345:500].split(b"\0")[0]) + "/" + name
+    name = posixpath.normpath(name)
+    kind = block[156:157]
+    link = pending.get("linkpath") or os.fsdecode(block[157:257].split(b"\0")[0])
+    if kind in (b"0", b"\0", b"7"):
+        members[name] = _Member("file", offset, size)
+    elif kind == b"1":
+        members[name] = _Member("link", 0, 0, posixpath.normpath(link))
+    elif kind == b"2":
+        members[name] = _Member("link", 0, 0, posixpath.normpath(posixpath.join(posixpath.dirname(name), link)))

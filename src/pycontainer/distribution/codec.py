@@ -1,0 +1,143 @@
+"""Compressed streams: what a file is compressed with, reading it plain, and writing a gzip blob with both digests."""
+
+from __future__ import annotations
+
+import bz2
+import hashlib
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+import zstandard
+from isal import igzip, isal_zlib
+
+from pycontainer.errors import ImageError
+
+__all__ = ["GzipBlob", "detect", "plain_chunks"]
+
+_CHUNK = 1 << 20
+_GZIP_WINDOW = 31  # 15 bits and a gzip header, see zlib's deflateInit2
+_LEVEL = 2
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+}
+_MAX_WINDOW = 1 << 27  # zstd: 128 MiB, what `zstd -d` takes without --memory
+
+
+def detect(fd: int, offset: int = 0) -> str:
+    """Return what a file is compressed with, by its first bytes: ``gzip``, ``zstd``, ``bzip2``, ``xz`` or ``""``."""
+    head = os.pread(fd, 8, offset)
+    if head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:  # noqa: PLR2004 - a skippable zstd frame
+        return "zstd"
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
+
+
+def plain_chunks(path: Path, what: str) -> Iterator[bytes]:
+    """Give the content of a file without its compression, piece by piece.
+
+    Args:
+        path: the file.
+        what: what it is, for the message.
+
+    Raises:
+        ImageError: the compressed stream is damaged or cut short.
+    """
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open("rb"))
+        kind = detect(file.fileno())
+        try:
+            stream = stack.enter_context(_reader(file, kind))
+            while chunk := stream.read(_CHUNK):
+                yield chunk
+        except (zlib.error, isal_zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, ValueError) as error:
+            msg = f"{what} is not valid {kind}: {error}"
+            raise ImageError(msg) from None
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            msg = f"{what} is not valid {kind}: {error}"  # BadGzipFile and its kin
+            raise ImageError(msg) from None
+
+
+def _reader(file: IO[bytes], kind: str) -> IO[bytes]:
+    if kind == "gzip":
+        return igzip.open(file, "rb")  # type: ignore[no-any-return]
+    if kind == "bzip2":
+        return bz2.open(file, "rb")
+    if kind == "xz":
+        return lzma.open(file, "rb")
+    if kind == "zstd":
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+        return decompressor.stream_reader(file, read_across_frames=True)  # type: ignore[return-value]
+    return io.BufferedReader(file)  # type: ignore[arg-type]
+
+
+class GzipBlob:
+    """A gzip file being written, with the digests of what goes in and what comes out.
+
+    The same input gives the same file: the header has no name and no time.
+
+    Args:
+        path: the file to make.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("xb", buffering=0)
+        self._deflate = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW)
+        self._plain = hashlib.sha256()
+        self._packed = hashlib.sha256()
+        self._pieces: list[bytes] = []
+        self._pending = 0
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes; small ones are gathered."""
+        self._pieces.append(data)
+        self._pending += len(data)
+        if self._pending >= _CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        self._pending = 0
+        self._plain.update(data)
+        self.size += len(data)
+        self._put(self._deflate.compress(data))
+
+    def _put(self, data: bytes) -> None:
+        self._packed.update(data)
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+
+    def finish(self) -> tuple[str, str]:
+        """End the file.
+
+        Returns:
+            The diff ID (digest of the input) and the digest of the file.
+        """
+        self._flush()
+        self._put(self._deflate.flush())
+        self.close()
+        return "sha256:" + self._plain.hexdigest(), "sha256:" + self._packed.hexdigest()
+
+    def close(self) -> None:
+        """Close the file, complete or not."""
+        self._file.close()
+
+    def __enter__(self) -> GzipBlob:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+

@@ -1,0 +1,384 @@
+"""Bring images into the store: from archives of docker and podman, from OCI image layouts, from a root file system.
+
+Every layer goes the same way, two at a time: the blob is copied into the store's workspace, unpacked and verified in one
+pass, and both are published; then the config, the manifest, and at last the record that makes the image visible.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from pycontainer.distribution.archive import Archive, copy_range
+from pycontainer.distribution.codec import GzipBlob, detect, plain_chunks
+from pycontainer.distribution.interim import apply
+from pycontainer.distribution.pack import pack
+from pycontainer.errors import DigestMismatch, ImageError
+from pycontainer.model import ImageConfig
+from pycontainer.oci.image import (
+    CONFIG,
+    LAYER,
+    LAYER_GZIP,
+    LAYER_ZSTD,
+    Descriptor,
+    History,
+    ImageDocument,
+    Manifest,
+    Platform,
+)
+from pycontainer.store import ImageRow, LayerRow, Store
+
+__all__ = ["LayerSource", "Progress", "Source", "add_image", "add_rootfs", "host_platform"]
+
+_PARALLEL = 2  # layers at a time: unpacking is bound by the file system, not by processors
+_MEDIA_TYPES = {"": LAYER, "gzip": LAYER_GZIP, "zstd": LAYER_ZSTD}
+
+
+@attrs.frozen
+class Progress:
+    """One step of a transfer, as given to a ``progress`` callback; it may be called from several threads.
+
+    Attributes:
+        step: ``"start"`` or ``"done"`` of a layer; ``"exists"``: it was in the store; ``"image"``: all is there.
+        name: the layer's diff ID, or the image's id.
+        size: bytes of the layer's blob, or of all layers unpacked.
+    """
+
+    step: Literal["start", "done", "exists", "image"]
+    name: str
+    size: int
+
+
+@attrs.frozen(kw_only=True)
+class LayerSource:
+    """A layer to bring in.
+
+    Attributes:
+        name: of its blob in the archive.
+        diff_id: digest of the plain tar stream.
+        digest: of the blob, where the archive promises one.
+        size: of the blob, likewise.
+        media_type: likewise.
+    """
+
+    name: str
+    diff_id: str
+    digest: str | None = None
+    size: int | None = None
+    media_type: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Source:
+    """An image in an archive, its documents read and checked, its layers not yet.
+
+    Attributes:
+        config: the bytes of its config.
+        config_type: the media type of the config.
+        document: the same, understood.
+        layers: the lowest first.
+        references: whole references that the archive gives it.
+        labels: what else the archive calls it, to choose it by.
+        manifest: the bytes of its manifest, where the archive has one.
+        media_type: of that manifest.
+    """
+
+    config: bytes
+    document: ImageDocument
+    layers: tuple[LayerSource, ...]
+    config_type: str = CONFIG
+    references: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    manifest: bytes | None = None
+    media_type: str = ""
+
+
+Report = Callable[[Progress], object]
+
+
+def host_platform() -> Platform:
+    """Return what this host runs, in the words of image indexes."""
+    machine = platform.machine().lower()
+    known = {
+        "x86_64": ("amd64", ""),
+        "aarch64": ("arm64", "v8"),
+        "armv7l": ("arm", "v7"),
+        "armv6l": ("arm", "v6"),
+        "i686": ("386", ""),
+        "i386": ("386", ""),
+        "loongarch64": ("loong64", ""),
+    }
+    architecture, variant = known.get(machine, (machine, ""))
+    return Platform(os="linux", architecture=architecture, variant=variant)
+
+
+def add_image(
+    store: Store,
+    archive: Archive,
+    source: Source,
+    *,
+    references: Sequence[str],
+    progress: Report | None = None,
+) -> str:
+    """Bring an image of an archive into the store.
+
+    Args:
+        store: where to.
+        archive: holds the blobs.
+        source: the image.
+        references: the whole references that it gets.
+        progress: is told of each step.
+
+    Returns:
+        The id of the image.
+
+    Raises:
+        ImageError: content is missing, damaged or hostile. Nothing of the image is left then.
+    """
+    unique = list({layer.diff_id: layer for layer in source.layers}.values())
+    with store.adding() as workspace:
+        adder = _Adder(store, workspace, progress)
+
+        def add(layer: LayerSource) -> _Added:
+            return adder.add(layer, archive)
+
+        pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="pycontainer-layer")
+        try:
+            added = {layer.diff_id: done for layer, done in zip(unique, pool.map(add, unique), strict=True)}
+        finally:
+            pool.shutdown(cancel_futures=True)
+        layers = [added[layer.diff_id] for layer in source.layers]
+        return adder.finish(source, layers, references, mounts="[]")
+
+
+def add_rootfs(
+    store: Store,
+    path: Path,
+    config: ImageConfig,
+    *,
+    references: Sequence[str],
+    mounts: str = "[]",
+    progress: Report | None = None,
+) -> str:
+    """Make an image of one layer from a root file system.
+
+    The same tree and config give the same image: the documents hold no time.
+
+    Args:
+        store: where to.
+        path: a directory, or a tar file, plain or compressed with gzip or zstd.
+        config: how containers of it run.
+        references: the whole references that it gets.
+        mounts: JSON text, see :class:`ImageRow`.
+        progress: is told of each step.
+
+    Returns:
+        The id of the image.
+
+    Raises:
+        ImageError: the tree or the file cannot be made a layer.
+    """
+    with store.adding() as workspace:
+        adder = _Adder(store, workspace, progress)
+        blob = workspace / "rootfs"
+        if path.is_dir():
+            info = store.root.stat()
+            with GzipBlob(blob) as file:
+                pack(path, file.write, skip=(info.st_dev, info.st_ino))
+                diff_id, digest = file.finish()
+            layer = adder.add_blob(blob, diff_id, digest)
+        else:
+            with path.open("rb") as opened:
+                adder.copy(opened.fileno(), 0, os.fstat(opened.fileno()).st_size, blob)
+            layer = adder.add_unknown(blob, str(path))
+        document = ImageDocument(
+            platform=host_platform(),
+            diff_ids=(layer.row.diff_id,),
+            config=config,
+            history=(History(created_by="pycontainer import"),),
+        )
+        source = Source(config=document.to_bytes(), document=document, layers=())
+        return adder.finish(source, [layer], references, mounts=mounts)
+
+
+@attrs.frozen
+class _Added:
+    """A layer that is in the store: its record, and what a manifest says of the blob."""
+
+    row: LayerRow
+    descriptor: Descriptor
+
+
+class _Adder:
+    """One image on its way into the store.
+
+    Args:
+        store: where to.
+        workspace: of this operation, from :meth:`Store.adding`.
+        progress: is told of each step.
+    """
+
+    def __init__(self, store: Store, workspace: Path, progress: Report | None) -> None:
+        self._store = store
+        self._workspace = workspace
+        self._report = progress or (lambda _event: None)
+
+    def add(self, layer: LayerSource, archive: Archive) -> _Added:
+        """Bring in a layer of an archive, unless it is here; others who want the same one wait meanwhile."""
+        store = self._store
+        with store.snapshots.lock(layer.diff_id):
+            known = self._known(layer)
+            if known is not None:
+                self._report(Progress("exists", layer.diff_id, known.descriptor.size))
+                return known
+            blob = self._workspace / ("blob-" + layer.diff_id.replace(":", "-"))
+            fd, offset, size = archive.locate(layer.name)
+            if layer.size is not None and layer.size != size:
+                msg = f"the layer {layer.name} should have {layer.size} bytes, the archive has {size}"
+                raise ImageError(msg)
+            self._report(Progress("start", layer.diff_id, size))
+            digest = layer.digest
+            if digest is None and detect(fd, offset) == "":
+                digest = self._compress(fd, offset, size, blob, layer.diff_id)
+            else:
+                self.copy(fd, offset, size, blob)
+            added = self._unpack(blob, layer.diff_id, digest)
+        self._report(Progress("done", layer.diff_id, added.descriptor.size))
+        return added if layer.media_type is None else _retyped(added, layer.media_type)
+
+    def add_blob(self, blob: Path, diff_id: str, digest: str) -> _Added:
+        """Bring in a layer whose blob is in the workspace."""
+        with self._store.snapshots.lock(diff_id):
+            known = self._known(LayerSource(name="", diff_id=diff_id, digest=digest))
+            return known or self._unpack(blob, diff_id, digest)
+
+    def add_unknown(self, blob: Path, name: str) -> _Added:
+        """Bring in a layer, blob in the workspace, of which nothing is known yet."""
+        fd = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if detect(fd) not in _MEDIA_TYPES:
+                plain = self._workspace / "plain"
+                with GzipBlob(plain) as file:
+                    for chunk in plain_chunks(blob, name):
+                        file.write(chunk)
+                    file.finish()
+                plain.rename(blob)
+            elif detect(fd) == "":
+                packed = self._workspace / "packed"
+                self._compress(fd, 0, os.fstat(fd).st_size, packed, None)
+                packed.rename(blob)
+        finally:
+            os.close(fd)
+        staged = self._store.snapshots.stage(self._workspace, "unknown")
+        applied = apply(blob, staged)
+        self._store.snapshots.publish(staged, applied.diff_id)
+        return self._publish(blob, applied.diff_id, applied.digest, applied.bytes)
+
+    def copy(self, fd: int, offset: int, size: int, blob: Path) -> None:
+        """Copy a part of a file into the workspace."""
+        target = os.open(blob, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            copy_range(fd, offset, size, target)
+        finally:
+            os.close(target)
+
+    def _compress(self, fd: int, offset: int, size: int, blob: Path, expected: str | None) -> str:
+        """Copy a part of a file, compressing it; return the digest of the blob."""
+        end = offset + size
+        with GzipBlob(blob) as file:
+            while offset < end:
+                chunk = os.pread(fd, min(1 << 20, end - offset), offset)
+                if not chunk:
+                    msg = f"the archive became shorter while it was read, {end - offset} bytes are missing"
+                    raise ImageError(msg)
+                file.write(chunk)
+                offset += len(chunk)
+            diff_id, digest = file.finish()
+        if expected is not None and expected != diff_id:
+            what = "the layer"
+            raise DigestMismatch(what, expected, diff_id)
+        return digest
+
+    def _known(self, layer: LayerSource) -> _Added | None:
+        """Return a layer that an image of the store has, from the same blob if one is promised."""
+        row = self._store.db.layer(layer.diff_id, layer.digest)
+        if row is None or row.diff_id not in self._store.snapshots or row.digest not in self._store.blobs:
+            return None
+        return self._describe(row, layer.media_type)
+
+    def _describe(self, row: LayerRow, media_type: str | None) -> _Added:
+        with self._store.blobs.open(row.digest) as file:
+            kind = detect(file.fileno())
+            size = os.fstat(file.fileno()).st_size
+        return _Added(row, Descriptor(media_type=media_type or _MEDIA_TYPES[kind], digest=row.digest, size=size))
+
+    def _unpack(self, blob: Path, diff_id: str, digest: str | None) -> _Added:
+        """Publish a blob and its tree; the lock of the layer is held."""
+        snapshots = self._store.snapshots
+        if diff_id in snapshots:  # from another blob, or just now by another process
+            actual, size = _digests(blob, diff_id, digest)
+            return self._publish(blob, diff_id, actual, size)
+        staged = snapshots.stage(self._workspace, diff_id.replace(":", "-"))
+        applied = apply(blob, staged, expected_digest=digest, expected_diff_id=diff_id)
+        snapshots.publish(staged, diff_id)
+        return self._publish(blob, diff_id, applied.digest, applied.bytes)
+
+    def _publish(self, blob: Path, diff_id: str, digest: str, size: int) -> _Added:
+        self._store.blobs.publish(blob, digest)
+        return self._describe(LayerRow(diff_id, digest, size), None)
+
+    def finish(
+        self, source: Source, layers: Sequence[_Added], references: Sequence[str], *, mounts: str
+    ) -> str:
+        """Write the documents and make the image visible."""
+        blobs = self._store.blobs
+        identity = blobs.write(source.config, self._workspace)
+        data, media_type = source.manifest, source.media_type
+        if data is None:
+            manifest = Manifest(
+                config=Descriptor(media_type=source.config_type, digest=identity, size=len(source.config)),
+                layers=tuple(layer.descriptor for layer in layers),
+            )
+            data, media_type = manifest.to_bytes(), manifest.media_type
+        row = ImageRow(
+            identity,
+            blobs.write(data, self._workspace),
+            media_type,
+            len(data),
+            time.time(),
+            mounts,
+            " ".join(references),
+        )
+        self._store.put_image(row, [layer.row for layer in layers])
+        self._report(Progress("image", identity, sum(layer.row.size for layer in layers)))
+        return identity
+
+
+def _retyped(added: _Added, media_type: str) -> _Added:
+    return attrs.evolve(added, descriptor=attrs.evolve(added.descriptor, media_type=media_type))
+
+
+def _digests(blob: Path, diff_id: str, digest: str | None) -> tuple[str, int]:
+    """Verify a blob against both digests without unpacking it; return its digest and its plain size."""
+    with blob.open("rb") as file:
+        actual = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    if digest is not None and actual != digest:
+        what = "the layer's blob"
+        raise DigestMismatch(what, digest, actual)
+    plain = hashlib.sha256()
+    size = 0
+    for chunk in plain_chunks(blob, "the layer"):
+        plain.update(chunk)
+        size += len(chunk)
+    if diff_id != "sha256:" + plain.hexdigest():
+        what = "the layer"
+        raise DigestMismatch(what, diff_id, "sha256:" + plain.hexdigest())
+    return actual, size

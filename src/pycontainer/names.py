@@ -1,0 +1,234 @@
+"""Names by their grammars: image references, digests, container names and ids; pure, no I/O.
+
+The reference grammar is that of the distribution project, with the defaults that every ``docker`` user knows: no
+registry means ``docker.io``, a single word there means ``library/``, no tag means ``latest``.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import secrets
+
+import attrs
+
+from pycontainer.errors import InvalidReference
+
+__all__ = [
+    "DEFAULT_REGISTRY",
+    "DEFAULT_TAG",
+    "Reference",
+    "check_container_name",
+    "check_digest",
+    "is_container_id",
+    "is_digest",
+    "is_id_prefix",
+    "new_container_id",
+    "parse_reference",
+]
+
+DEFAULT_REGISTRY = "docker.io"
+DEFAULT_TAG = "latest"
+_LIBRARY = "library/"
+_MAX_NAME = 255  # registry and repository together, as the distribution project counts
+
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_HOST = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[a-fA-F0-9:]+\])"
+_REGISTRY = re.compile(rf"{_HOST}(?::[0-9]+)?")
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_DIGEST = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}")
+_HEX_LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
+_LOWER_HEX = re.compile(r"[0-9a-f]+")
+_CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
+_CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_MAX_CONTAINER_NAME = 255
+
+
+@attrs.frozen
+class Reference:
+    """The name of an image, complete: made by :func:`parse_reference`, shown by ``str``.
+
+    Attributes:
+        registry: host, with a port where it has one.
+        repository: path within the registry, e.g. ``"library/debian"``.
+        tag: ``None`` only together with a digest.
+        digest: of the manifest, when the name pins one.
+
+    >>> reference = parse_reference("debian")
+    >>> str(reference), reference.familiar
+    ('docker.io/library/debian:latest', 'debian:latest')
+    """
+
+    registry: str = attrs.field()
+    repository: str = attrs.field()
+    tag: str | None = attrs.field(default=None)
+    digest: str | None = attrs.field(default=None)
+
+    def __attrs_post_init__(self) -> None:
+        if not _REGISTRY.fullmatch(self.registry):
+            msg = f"not a registry: {self.registry!r}; a host name or address is needed, as in 'registry.example:5000'"
+            raise InvalidReference(msg)
+        if not _REPOSITORY.fullmatch(self.repository):
+            msg = (
+                f"not a repository: {self.repository!r}; it is made of lower-case letters and digits, "
+                "parted by '/', '.', '_' or '-'"
+            )
+            raise InvalidReference(msg)
+        if len(self.name) > _MAX_NAME:
+            msg = f"the name of the image is {len(self.name)} characters long, {_MAX_NAME} are allowed: {self.name!r}"
+            raise InvalidReference(msg)
+        if self.tag is not None and not _TAG.fullmatch(self.tag):
+            msg = f"not a tag: {self.tag!r}; up to 128 letters, digits, '_', '.' and '-', not starting with '.' or '-'"
+            raise InvalidReference(msg)
+        if self.digest is not None:
+            check_digest(self.digest)
+        elif self.tag is None:
+            msg = f"a reference needs a tag or a digest: {self.name!r}"
+            raise InvalidReference(msg)
+
+    @property
+    def name(self) -> str:
+        """Registry and repository, without tag and digest."""
+        return f"{self.registry}/{self.repository}"
+
+    @property
+    def familiar(self) -> str:
+        """The shortest text that means the same, as ``docker`` shows it."""
+        if self.registry != DEFAULT_REGISTRY:
+            name = self.name
+        else:
+            name = self.repository
+            short = name.removeprefix(_LIBRARY)
+            if short and "/" not in short:
+                name = short
+            elif _is_registry(name.partition("/")[0]):
+                name = self.name  # "localhost/x" on its own would be read as a registry
+        return name + self._suffix()
+
+    def _suffix(self) -> str:
+        tag = f":{self.tag}" if self.tag is not None else ""
+        return tag + (f"@{self.digest}" if self.digest is not None else "")
+
+    def __str__(self) -> str:
+        return self.name + self._suffix()
+
+
+def _is_registry(first: str) -> bool:
+    """Tell a host from the first word of a repository: it has a dot or a port, is localhost or has upper case."""
+    return "." in first or ":" in first or first == "localhost" or first != first.lower()
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_reference(text: str) -> Reference:
+    """Return the reference that a text means, its defaults filled in.
+
+    Args:
+        text: e.g. ``"debian"``, ``"debian:12"``, ``"registry.example:5000/team/app@sha256:…"``.
+
+    Raises:
+        InvalidReference: the text is no reference; the message says which part.
+
+    >>> str(parse_reference("localhost:5000/app:1"))
+    'localhost:5000/app:1'
+    """
+    if not text:
+        msg = "an image reference cannot be empty; write a name such as 'debian:12'"
+        raise InvalidReference(msg)
+    rest, at, digest = text.partition("@")
+    first, slash, remainder = rest.partition("/")
+    if slash and _is_registry(first):
+        registry, path = first, remainder
+    else:
+        registry, path = DEFAULT_REGISTRY, rest
+    if registry == "index.docker.io":
+        registry = DEFAULT_REGISTRY
+    path, colon, tag = path.partition(":")
+    if registry == DEFAULT_REGISTRY and "/" not in path:
+        path = _LIBRARY + path
+    try:
+        return Reference(
+            registry,
+            path,
+            tag if colon else (None if at else DEFAULT_TAG),
+            digest if at else None,
+        )
+    except InvalidReference as error:
+        hint = ""
+        if path != path.lower():
+            hint = f"; did you mean {text.lower()!r}?"
+        msg = f"not an image reference: {text!r}: {error}{hint}"
+        raise InvalidReference(msg) from None
+
+
+def is_digest(text: str) -> bool:
+    """Tell whether a text is a digest by the OCI grammar, of the right length where the algorithm is known.
+
+    >>> is_digest("sha256:" + "0" * 64)
+    True
+    """
+    if not _DIGEST.fullmatch(text):
+        return False
+    algorithm, _, encoded = text.partition(":")
+    length = _HEX_LENGTHS.get(algorithm)
+    return length is None or (len(encoded) == length and _LOWER_HEX.fullmatch(encoded) is not None)
+
+
+def check_digest(text: str) -> str:
+    """Return the digest given.
+
+    Raises:
+        InvalidReference: it is none.
+    """
+    if not is_digest(text):
+        msg = f"not a digest: {text!r}; it reads like 'sha256:' and 64 lower-case hexadecimal digits"
+        raise InvalidReference(msg)
+    return text
+
+
+def is_id_prefix(text: str) -> bool:
+    """Tell whether a text may be the beginning of an id: up to 64 lower-case hexadecimal digits.
+
+    >>> is_id_prefix("0a1b2c"), is_id_prefix("web")
+    (True, False)
+    """
+    return len(text) <= 64 and _LOWER_HEX.fullmatch(text) is not None  # noqa: PLR2004 - the length of an id
+
+
+def is_container_id(text: str) -> bool:
+    """Tell whether a text is a whole container id.
+
+    >>> is_container_id("f" * 64)
+    True
+    """
+    return _CONTAINER_ID.fullmatch(text) is not None
+
+
+def new_container_id() -> str:
+    """Return a new random id of 64 hexadecimal digits.
+
+    Its first twelve are never all decimal: the short form serves as the host name, and a number is a poor one.
+    """
+    while True:
+        identity = secrets.token_hex(32)
+        if not identity[:12].isdecimal():
+            return identity
+
+
+def check_container_name(text: str) -> str:
+    """Return the container name given.
+
+    Raises:
+        InvalidReference: it breaks docker's grammar: two characters or more, letters, digits, ``_``, ``.``, ``-``.
+
+    >>> check_container_name("web-1")
+    'web-1'
+    """
+    if not _CONTAINER_NAME.fullmatch(text) or len(text) > _MAX_CONTAINER_NAME:
+        msg = (
+            f"not a container name: {text!r}; 2 to {_MAX_CONTAINER_NAME} letters, digits, '_', '.' and '-', "
+            "starting with a letter or digit"
+        )
+        raise InvalidReference(msg)
+    return text

@@ -1,0 +1,347 @@
+"""The store on disk: images and their content, shared by any number of threads and processes.
+
+::
+
+    lock              byte locks, see pycontainer.store.locks
+    state.db          the records (SQLite)
+    oci-layout        } the root is an OCI image layout:
+    index.json        } skopeo, umoci and podman read it as it is
+    blobs/sha256/     }
+    layers/sha256/    unpacked layers by diff ID
+    tmp/              unfinished work, one directory per operation, each with a lock for as long as its owner lives
+
+A change becomes visible by one rename or one transaction. Whatever a killed process leaves is unreferenced, and the next
+:meth:`Store.open` deletes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+from pycontainer.errors import Conflict, NotFound, StoreError
+from pycontainer.oci.image import REF_NAME, Descriptor, Index
+from pycontainer.store.blobs import Blobs
+from pycontainer.store.db import Database, ImageRow, LayerRow
+from pycontainer.store.locks import CONTENT, INDEX, OPEN, FileLocks, key
+from pycontainer.store.snapshots import Snapshots, remove_tree
+
+__all__ = ["Blobs", "ImageRow", "LayerRow", "Snapshots", "Store"]
+
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+_CONTAINERD_NAME = "io.containerd.image.name"
+_DIRECTORIES = ("tmp", "blobs/sha256", "layers/sha256")
+
+
+class Store:
+    """One store, open. Thread-safe; a forked child may go on with it, and has none of its parent's locks.
+
+    Attributes:
+        root: its directory.
+        blobs: content by digest.
+        snapshots: unpacked layers by diff ID.
+        db: the records.
+    """
+
+    def __init__(self, root: Path, locks: FileLocks, database: Database) -> None:
+        self.root = root
+        self.db = database
+        self.blobs = Blobs(root / "blobs")
+        self.snapshots = Snapshots(root / "layers", locks)
+        self._locks = locks
+        self._lowers: dict[str, tuple[str, ...]] = {}
+        self._closed = False
+        _OPEN.add(self)
+
+    # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def open(cls, root: str | Path) -> Store:
+        """Open a store, making it when the directory is missing or empty, and repair what killed processes left.
+
+        Args:
+            root: the directory.
+
+        Raises:
+            StoreError: it belongs to something else, is of a newer version, is damaged, or cannot be written.
+        """
+        root = Path(root).absolute()
+        _check_root(root)
+        locks = FileLocks(root / "lock")
+        try:
+            with locks.hold(OPEN):
+                _make_layout(root)
+                database = Database(root / "state.db")
+            store = cls(root, locks, database)
+        except BaseException:
+            locks.close()
+            raise
+        try:
+            store._repair()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Let go of files and locks, images in use included; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        _OPEN.discard(self)
+        self.db.close()
+        self._locks.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"the store {self.root} was never closed", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def _after_fork(self) -> None:
+        self._locks.after_fork()
+        self.db.after_fork()
+
+    # ── images in use ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def acquire(self, identity: str) -> tuple[str, ...]:
+        """Keep an image from being removed until :meth:`release`, and return its layers.
+
+        Calls are counted; the image stays in use until each has its :meth:`release`, or this process ends.
+
+        Args:
+            identity: the id of the image, ``"sha256:…"``.
+
+        Returns:
+            The directories of its layers, the topmost first, as overlay's ``lowerdir`` wants them.
+
+        Raises:
+            NotFound: there is no such image.
+        """
+        first = self._locks.use(identity)
+        try:
+            # While another thread of ours has it, nobody can have removed it.
+            if first and not self.db.exists(identity):
+                msg = f"no image {identity} in the store {self.root}"
+                raise NotFound(msg)
+            lowers = self._lowers.get(identity)
+            if lowers is None:
+                lowers = self._lowers[identity] = self._find_lowers(identity)
+        except BaseException:
+            self._locks.unuse(identity)
+            raise
+        return lowers
+
+    def release(self, identity: str) -> None:
+        """Give back one :meth:`acquire`.
+
+        Args:
+            identity: what was acquired.
+
+        Raises:
+            ValueError: it is not acquired.
+        """
+        self._locks.unuse(identity)
+
+    def _find_lowers(self, identity: str) -> tuple[str, ...]:
+        diff_ids = [layer.diff_id for layer in reversed(self.db.layers(identity))]
+        # Overlay refuses a directory that comes twice. The topmost wins: it has everything that the lower one shows.
+        return tuple(str(self.snapshots.path(diff_id)) for diff_id in dict.fromkeys(diff_ids))
+
+    # ── changes ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """Give a directory in the store for unfinished work; it goes at the end, or after a kill with the next open."""
+        name = secrets.token_hex(8)
+        with self._locks.hold(key("tmp", name)):
+            path = self.root / "tmp" / name
+            path.mkdir(mode=0o700)
+            try:
+                yield path
+            finally:
+                remove_tree(path)
+
+    @contextmanager
+    def adding(self) -> Iterator[Path]:
+        """Give a workspace, and keep new blobs and layers from being collected until an image refers to them.
+
+        When the block fails, what it published and no image needs is deleted.
+        """
+        try:
+            with self._locks.hold(CONTENT, shared=True), self.workspace() as path:
+                yield path
+        except BaseException:
+            self.db.put_meta("collect", "1")
+            raise
+        finally:
+            if self.db.meta("collect"):
+                self.collect()
+
+    def put_image(self, row: ImageRow, layers: Sequence[LayerRow]) -> None:
+        """Make an image visible, everything it needs being there; within :meth:`adding`.
+
+        Args:
+            row: the image, with the names it gets; a name of another image moves over.
+            layers: the lowest first.
+        """
+        self.snapshots.sync()
+        self.db.put_image(row, layers)
+        self.write_index()
+
+    def put_reference(self, name: str, identity: str) -> None:
+        """Let a whole reference mean an image.
+
+        Raises:
+            NotFound: the image is gone.
+        """
+        if not self.db.put_reference(name, identity):
+            msg = f"no image {identity} in the store {self.root}"
+            raise NotFound(msg)
+        self.write_index()
+
+    def remove_reference(self, name: str, identity: str, *, keep_last: bool) -> bool:
+        """Take a name from an image; see :meth:`Database.remove_reference`."""
+        removed = self.db.remove_reference(name, identity, keep_last=keep_last)
+        if removed:
+            self.write_index()
+        return removed
+
+    def remove_image(self, identity: str) -> None:
+        """Delete an image, its names, and what no other image shares with it.
+
+        Raises:
+            NotFound: there is no such image.
+            Conflict: a container uses it.
+        """
+        held = self._locks.take(key("use", identity), wait=False)
+        if held is None:
+            msg = f"the image {identity} is in use by a container; stop and remove that first"
+            raise Conflict(msg)
+        try:
+            found = self.db.remove_image(identity)
+        finally:
+            self._locks.release(held)
+        if not found:
+            msg = f"no image {identity} in the store {self.root}"
+            raise NotFound(msg)
+        self._lowers.pop(identity, None)
+        self.write_index()
+        self.collect()
+
+    def collect(self) -> bool:
+        """Delete blobs and layers that no image refers to.
+
+        Returns:
+            False when content is being added just now; whoever adds it collects at the end.
+        """
+        with self.workspace() as trash:
+            held = self._locks.take(CONTENT, wait=False)
+            if held is None:
+                return False
+            try:
+                self.db.put_meta("collect", None)
+                blobs, layers = self.db.content()
+                for digest in self.blobs.list().keys() - blobs:
+                    self.blobs.remove(digest)
+                # The slow part, deleting trees, comes after the lock, with the workspace.
+                for diff_id in self.snapshots.list() - layers:
+                    self.snapshots.withdraw(diff_id, trash)
+            finally:
+                self._locks.release(held)
+        return True
+
+    def write_index(self) -> None:
+        """Bring ``index.json`` up to the records."""
+        target, new = self.root / "index.json", self.root / "index.json.new"
+        with self._locks.hold(INDEX):
+            data = _index(self.db.images())
+            try:
+                if target.read_bytes() == data:
+                    new.unlink(missing_ok=True)
+                    return
+            except FileNotFoundError:
+                pass
+            new.write_bytes(data)
+            new.chmod(0o644)
+            new.rename(target)
+
+    def _repair(self) -> None:
+        """Delete the workspaces of dead processes, and then what they published and did not finish."""
+        dead = False
+        for name in os.listdir(self.root / "tmp"):
+            held = self._locks.take(key("tmp", name), wait=False)
+            if held is None:
+                continue
+            try:
+                dead = True
+                remove_tree(self.root / "tmp" / name)
+            finally:
+                self._locks.release(held)
+        if dead or self.db.meta("collect"):
+            self.collect()
+        self.write_index()
+
+
+def _check_root(root: Path) -> None:
+    """Make the directory; refuse one that is not ours."""
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        names = set(os.listdir(root))
+    except OSError as error:
+        why = "it is a file" if error.errno in (errno.EEXIST, errno.ENOTDIR) else error.strerror
+        msg = f"cannot open the store {root}: {why}; choose another root"
+        raise StoreError(msg) from error
+    if names and "lock" not in names:
+        what = "an OCI image layout of another program: load it instead" if "oci-layout" in names else "not a store"
+        msg = f"the directory {root} is not empty and {what}; choose a new or empty directory as the root"
+        raise StoreError(msg)
+    if "lock" in names and "oci-layout" not in names and names - {"lock", *(path.split("/")[0] for path in _DIRECTORIES)}:
+        msg = f"the directory {root} has files of another program; choose a new or empty directory as the root"
+        raise StoreError(msg)
+
+
+def _make_layout(root: Path) -> None:
+    try:
+        for name in _DIRECTORIES:
+            (root / name).mkdir(parents=True, exist_ok=True)
+        layout = root / "oci-layout"
+        if not layout.exists():
+            layout.write_bytes(_LAYOUT)
+    except OSError as error:
+        msg = f"cannot make the store: {error.filename}: {error.strerror}"
+        raise StoreError(msg) from error
+
+
+def _index(rows: Sequence[ImageRow]) -> bytes:
+    manifests: list[Descriptor] = []
+    for row in rows:
+        plain = Descriptor(media_type=row.media_type, digest=row.digest, size=row.manifest_size)
+        manifests += [
+            attrs.evolve(plain, annotations={REF_NAME: name, _CONTAINERD_NAME: name}) for name in row.references
+        ] or [plain]
+    return Index(manifests=tuple(manifests)).to_bytes()
+
+
+_OPEN: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for store in list(_OPEN):
+        store._after_fork()  # noqa: SLF001 - one module
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,128 @@
+"""Unpacked layers: one directory per diff ID, ready to be an overlay lower, unpacked once however many images use it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pycontainer.errors import StoreError
+from pycontainer.names import check_digest
+from pycontainer.store.locks import FileLocks, key
+
+__all__ = ["Snapshots", "remove_tree"]
+
+
+class Snapshots:
+    """The layers of a store, as ``layers/<algorithm>/<hex>``.
+
+    Args:
+        directory: the ``layers`` directory.
+        locks: the locks of the store.
+    """
+
+    def __init__(self, directory: Path, locks: FileLocks) -> None:
+        self._directory = directory
+        self._locks = locks
+
+    def path(self, diff_id: str) -> Path:
+        """Return where a layer is, or would be."""
+        algorithm, _, encoded = check_digest(diff_id).partition(":")
+        return self._directory / algorithm / encoded
+
+    def __contains__(self, diff_id: str) -> bool:
+        return self.path(diff_id).is_dir()
+
+    @contextmanager
+    def lock(self, diff_id: str) -> Iterator[None]:
+        """Hold the right to unpack a layer, so that it is never done twice at a time; others wait.
+
+        Args:
+            diff_id: the layer. A thread holds one at a time.
+        """
+        with self._locks.hold(key("layer", diff_id)):
+            yield
+
+    def stage(self, workspace: Path, name: str) -> Path:
+        """Return a new empty directory to unpack a layer into.
+
+        Args:
+            workspace: a directory of the caller's in the store.
+            name: of the new directory there.
+        """
+        staged = workspace / name
+        staged.mkdir(mode=0o755)
+        staged.chmod(0o755)  # whatever the umask is
+        return staged
+
+    def publish(self, staged: Path, diff_id: str) -> bool:
+        """Make a complete tree visible as a layer.
+
+        Args:
+            staged: what :meth:`stage` gave; it is gone afterwards.
+            diff_id: what it was unpacked from.
+
+        Returns:
+            Whether it is new; when the layer was there, the tree is deleted.
+        """
+        target = self.path(diff_id)
+        target.parent.mkdir(exist_ok=True)
+        try:
+            staged.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                msg = f"cannot keep the layer {diff_id}: rename {staged} to {target}: {error.strerror}"
+                raise StoreError(msg) from error
+            remove_tree(staged)
+            return False
+        return True
+
+    def sync(self) -> None:
+        """Have everything of the store's file system written to disk, see syncfs(2)."""
+        import ctypes  # noqa: PLC0415 - slow to import, needed once per new image
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if libc.syncfs(fd) != 0:
+                number = ctypes.get_errno()
+                msg = f"cannot write the store to disk: syncfs {self._directory}: {os.strerror(number)}"
+                raise StoreError(msg)
+        finally:
+            os.close(fd)
+
+    def list(self) -> set[str]:
+        """Return the diff IDs of all layers."""
+        found: set[str] = set()
+        for algorithm in os.scandir(self._directory):
+            if algorithm.is_dir(follow_symlinks=False):
+                found.update(f"{algorithm.name}:{name}" for name in os.listdir(algorithm))
+        return found
+
+    def withdraw(self, diff_id: str, workspace: Path) -> None:
+        """Take a layer out of sight at once; it goes with the workspace.
+
+        Args:
+            diff_id: the layer.
+            workspace: a directory of the caller's in the store.
+        """
+        self.path(diff_id).rename(workspace / ("old-" + diff_id.replace(":", "-")))
+
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory with all in it; never follow a symlink out of it.
+
+    Raises:
+        StoreError: something of it stays.
+    """
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        msg = f"cannot delete {error.filename or path}: {error.strerror}"
+        raise StoreError(msg) from error

@@ -4,7 +4,7 @@ A class describes one object of a document. Its annotations are all there is to 
 
 - ``str``, ``bool``, ``int``, ``Literal["a", "b"]``, ``Annotated[int, Bounds(...)]``, ``Annotated[str, Matches(...)]``;
 - ``tuple[X, ...]`` is an array, ``Mapping[str, X]`` an object with free names, another attrs class an object;
-- a field without a default is required, every other may be absent.
+- a field without a default, or with the metadata ``REQUIRED``, is required; every other may be absent.
 
 The JSON name is the attribute's in camelCase (``no_new_privileges`` -> ``noNewPrivileges``) unless its metadata is of
 :func:`named`. An absent value is the field's default; makers written in Go do not tell ``null`` and ``""`` from absent,
@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar, cast
 import attrs
 
 __all__ = [
+    "REQUIRED",
     "Bounds",
     "Int32",
     "Int64",
@@ -45,8 +46,11 @@ __all__ = [
 T = TypeVar("T")
 
 _Reader: TypeAlias = Callable[[Any, bool], Any]
-_ABSENT = object()
 _NAME = "json name"
+_REQUIRED = "required in documents"
+
+REQUIRED: Mapping[str, bool] = {_REQUIRED: True}
+"""Metadata of a field that has a default for those who construct, and must be in a document all the same."""
 
 
 class Misfit(Exception):
@@ -231,7 +235,7 @@ def _mapping(key: _Reader, item: _Reader) -> _Reader:
             try:
                 result[key(name, ignore_unknown)] = item(entry, ignore_unknown)
             except Misfit as misfit:
-                misfit.under(f"[{json.dumps(name) if isinstance(name, str) else name!r}]")
+                misfit.under(f'["{name}"]')
                 raise
         return result
 
@@ -309,7 +313,7 @@ def _fields(cls: type[Any]) -> dict[str, _Field]:
         _Field(
             attribute=field.name,
             name=json_name(field),
-            required=field.default is attrs.NOTHING,
+            required=field.default is attrs.NOTHING or _REQUIRED in field.metadata,
             default=field.default,
             read=_reader(hints[field.name]),
         )

@@ -22,7 +22,7 @@ import attrs
 
 from pycontainer.errors import InvalidSpec, Unsupported
 from pycontainer.oci import runtime_rules
-from pycontainer.oci.documents import Bounds, Int32, Matches, Misfit, UInt32, UInt64, load, named, read, write
+from pycontainer.oci.documents import REQUIRED, Bounds, Int32, Matches, Misfit, UInt32, UInt64, load, named, read, write
 from pycontainer.oci.runtime_linux import (
     BlockIo,
     BlockIoThrottle,
@@ -366,7 +366,9 @@ class Spec:
         linux: namespaces, limits, devices, …
     """
 
-    oci_version: Annotated[str, Matches(r"1\.\d+\.\d+([-+].*)?", "a version 1.x.y of the specification")] = OCI_VERSION
+    oci_version: Annotated[str, Matches(r"1\.\d+\.\d+([-+].*)?", "a version 1.x.y of the specification")] = attrs.field(
+        default=OCI_VERSION, metadata=REQUIRED
+    )
     root: Root
     process: Process | None = None
     mounts: tuple[Mount, ...] = ()
@@ -390,7 +392,7 @@ class State:
         annotations: those of its :class:`Spec`.
     """
 
-    oci_version: str = OCI_VERSION
+    oci_version: str = attrs.field(default=OCI_VERSION, metadata=REQUIRED)
     id: str
     status: Literal["creating", "created", "running", "stopped", "paused"]
     pid: Annotated[int, Bounds(0, 2**31 - 1)] | None = None

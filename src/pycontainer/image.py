@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import difflib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -18,7 +17,11 @@ from pycontainer.errors import Conflict, Error, ImageError, NotFound, StoreError
 from pycontainer.model import ImageConfig, Mount
 from pycontainer.names import Reference, is_digest, is_id_prefix, parse_reference
 from pycontainer.oci.image import MAX_CONFIG, parse_config
-from pycontainer.store import ImageRow, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pycontainer.store import ImageRow, Store
 
 __all__ = ["Image", "Images"]
 
@@ -51,7 +54,7 @@ class Image:
     architecture: str
     os: str
     variant: str
-    created: datetime.datetime | None
+    created: dt.datetime | None
     size: int
     layers: tuple[str, ...]
     mounts: tuple[Mount, ...] = ()
@@ -135,16 +138,14 @@ class Images:
     def _by_digest(self, reference: Reference) -> ImageRow | None:
         for row in self._store.db.by_digest(reference.digest or ""):
             names = [parse_reference(text) for text in row.references]
-            if any(
-                known.name == reference.name and (reference.tag is None or reference.tag == known.tag) for known in names
-            ):
+            if any(known.name == reference.name and reference.tag in (None, known.tag) for known in names):
                 return row
         return None
 
     def _by_prefix(self, prefix: str) -> ImageRow | None:
         if len(prefix) == _ID_LENGTH:
-            rows = self._store.db.by_id(prefix)
-            return rows or next(iter(self._store.db.by_digest(prefix)), None)
+            row = self._store.db.by_id(prefix)
+            return row or next(iter(self._store.db.by_digest(prefix)), None)
         if prefix == _ID or not is_id_prefix(prefix.removeprefix(_ID)):
             return None
         rows = self._store.db.by_prefix(prefix)
@@ -254,14 +255,12 @@ class Images:
         Raises:
             ImageError: the tree or the file cannot be made a layer; nothing of it is left.
         """
-        from pycontainer.distribution.transfer import add_rootfs  # noqa: PLC0415 - not needed to run images
+        from pycontainer.distribution.transfer import add_rootfs
 
         names = () if reference is None else (_new_reference(reference),)
         path = _source(source)
         with _disk_errors(path):
-            identity = add_rootfs(
-                self._store, path, config or ImageConfig(), references=names, progress=progress
-            )
+            identity = add_rootfs(self._store, path, config or ImageConfig(), references=names, progress=progress)
         return self.get(identity)
 
     def load(
@@ -280,16 +279,14 @@ class Images:
         """
         return self._load(path, reference, progress, several=False)[0]
 
-    def load_all(
-        self, path: str | Path, *, progress: Callable[[Any], object] | None = None
-    ) -> list[Image]:
+    def load_all(self, path: str | Path, *, progress: Callable[[Any], object] | None = None) -> Sequence[Image]:
         """Load all images of an archive; see :meth:`load`."""
         return self._load(path, None, progress, several=True)
 
     def _load(
         self, path: str | Path, reference: str | None, progress: Callable[[Any], object] | None, *, several: bool
-    ) -> list[Image]:
-        from pycontainer.distribution import layout, transfer  # noqa: PLC0415 - not needed to run images
+    ) -> Sequence[Image]:
+        from pycontainer.distribution import layout, transfer
 
         source_path = _source(path)
         with self._store.workspace() as workspace, _disk_errors(source_path):
@@ -309,7 +306,7 @@ class Images:
 
     def host(self) -> Image:
         """Return an image of the host's own programs, made without copying them: see :mod:`pycontainer.host`."""
-        from pycontainer.host import host_image  # noqa: PLC0415 - seldom needed
+        from pycontainer.host import host_image
 
         return self.get(host_image(self._store))
 

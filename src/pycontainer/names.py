@@ -41,6 +41,7 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}")
 _HEX_LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
 _LOWER_HEX = re.compile(r"[0-9a-f]+")
+_ID_DIGITS = 64
 _CONTAINER_ID = re.compile(r"[0-9a-f]{64}")
 _CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _MAX_CONTAINER_NAME = 255
@@ -193,7 +194,7 @@ def is_id_prefix(text: str) -> bool:
     >>> is_id_prefix("0a1b2c"), is_id_prefix("web")
     (True, False)
     """
-    return len(text) <= 64 and _LOWER_HEX.fullmatch(text) is not None  # noqa: PLR2004 - the length of an id
+    return len(text) <= _ID_DIGITS and _LOWER_HEX.fullmatch(text) is not None
 
 
 def is_container_id(text: str) -> bool:

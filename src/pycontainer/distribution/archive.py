@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
 from pycontainer.errors import ImageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Archive", "DirectoryArchive", "TarArchive", "copy_range"]
 
@@ -22,6 +24,7 @@ _MAX_MEMBERS = 500_000
 _MAX_PAX = 1 << 20
 _MAX_LINKS = 8
 _COPY = 1 << 26
+_MAX_DIGITS = 18  # of a size, so that it fits into 63 bits
 
 
 class Archive(Protocol):
@@ -263,7 +266,7 @@ def _pax_size(pending: dict[str, str], size: int, path: str, offset: int, end: i
     text = pending.get("size")
     if text is None:
         return size
-    if not text.isascii() or not text.isdecimal() or len(text) > 19 or offset + int(text) > end:  # noqa: PLR2004
+    if not text.isascii() or not text.isdecimal() or len(text) > _MAX_DIGITS or offset + int(text) > end:
         msg = f"{path} is cut short or damaged: the member at byte {offset} goes beyond its end"
         raise ImageError(msg)
     return int(text)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import bz2
 import hashlib
-import io
 import lzma
 import os
 import zlib
-from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Self, cast
 
 import zstandard
 from isal import igzip, isal_zlib
 
 from pycontainer.errors import ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["GzipBlob", "detect", "plain_chunks"]
 
@@ -29,13 +30,23 @@ _MAGIC = {
     b"BZh": "bzip2",
     b"\xfd7zXZ\x00": "xz",
 }
+_SKIPPABLE = [bytes([number]) for number in range(0x50, 0x60)]  # RFC 8878, section 3.1.2
+# isal has an error class of its own, which is not zlib's.
+_BROKEN: tuple[type[Exception], ...] = (
+    cast("type[Exception]", isal_zlib.error),
+    zlib.error,
+    lzma.LZMAError,
+    zstandard.ZstdError,
+    EOFError,
+    ValueError,
+)
 _MAX_WINDOW = 1 << 27  # zstd: 128 MiB, what `zstd -d` takes without --memory
 
 
 def detect(fd: int, offset: int = 0) -> str:
     """Return what a file is compressed with, by its first bytes: ``gzip``, ``zstd``, ``bzip2``, ``xz`` or ``""``."""
     head = os.pread(fd, 8, offset)
-    if head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50:  # noqa: PLR2004 - a skippable zstd frame
+    if head[1:4] == b"\x2a\x4d\x18" and head[:1] in _SKIPPABLE:
         return "zstd"
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
 
@@ -57,7 +68,7 @@ def plain_chunks(path: Path, what: str) -> Iterator[bytes]:
             stream = stack.enter_context(_reader(file, kind))
             while chunk := stream.read(_CHUNK):
                 yield chunk
-        except (zlib.error, isal_zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, ValueError) as error:
+        except _BROKEN as error:
             msg = f"{what} is not valid {kind}: {error}"
             raise ImageError(msg) from None
         except OSError as error:
@@ -69,15 +80,15 @@ def plain_chunks(path: Path, what: str) -> Iterator[bytes]:
 
 def _reader(file: IO[bytes], kind: str) -> IO[bytes]:
     if kind == "gzip":
-        return igzip.open(file, "rb")  # type: ignore[no-any-return]
+        return cast("IO[bytes]", igzip.open(file, "rb"))  # type: ignore[no-untyped-call]
     if kind == "bzip2":
         return bz2.open(file, "rb")
     if kind == "xz":
         return lzma.open(file, "rb")
     if kind == "zstd":
         decompressor = zstandard.ZstdDecompressor(max_window_size=_MAX_WINDOW)
-        return decompressor.stream_reader(file, read_across_frames=True)  # type: ignore[return-value]
-    return io.BufferedReader(file)  # type: ignore[arg-type]
+        return decompressor.stream_reader(file, read_across_frames=True)
+    return file
 
 
 class GzipBlob:
@@ -134,10 +145,8 @@ class GzipBlob:
         """Close the file, complete or not."""
         self._file.close()
 
-    def __enter__(self) -> GzipBlob:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
-
-

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -36,6 +36,9 @@ from pycontainer.oci.image import (
     parse_json,
     parse_manifest_or_index,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["open_archive", "read_sources"]
 
@@ -83,14 +86,12 @@ def _merged(sources: list[Source]) -> list[Source]:
     found: dict[tuple[bytes, bytes | None], Source] = {}
     for source in sources:
         key = (source.config, source.manifest)
-        known = found.get(key)
-        if known is not None:
-            source = attrs.evolve(  # noqa: PLW2901 - the joined one
-                known,
-                references=tuple(dict.fromkeys(known.references + source.references)),
-                labels=tuple(dict.fromkeys(known.labels + source.labels)),
-            )
-        found[key] = source
+        known = found.setdefault(key, source)
+        found[key] = attrs.evolve(
+            known,
+            references=tuple(dict.fromkeys(known.references + source.references)),
+            labels=tuple(dict.fromkeys(known.labels + source.labels)),
+        )
     return list(found.values())
 
 

@@ -10,9 +10,12 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pycontainer.errors import ImageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["pack"]
 
@@ -44,7 +47,7 @@ def pack(directory: str | Path, write: Write, *, skip: tuple[int, int] | None = 
         ImageError: a file vanished or changed while it was read, or has a name that layers reserve.
     """
     root = os.fsencode(directory)
-    packer = _Packer(write, os.stat(root).st_dev)
+    packer = _Packer(write)
     count = 0
     for path, name, info in _walk(root, skip):
         packer.add(path, name, info)
@@ -54,35 +57,36 @@ def pack(directory: str | Path, write: Write, *, skip: tuple[int, int] | None = 
 
 
 def _walk(root: bytes, skip: tuple[int, int] | None) -> Iterator[tuple[bytes, bytes, os.stat_result]]:
-    """Give path, name in the archive and status of all entries, parents first, in the order of names."""
-    info = os.stat(root)
-    device = info.st_dev
-    yield root, b"./", info
-    pending = [(root, b"")]
+    """Give path, name in the archive and status of all entries: a directory, then all in it, in the order of names."""
+    device = os.stat(root).st_dev  # noqa: PTH116 - names are bytes here
+    pending = [(root, b"./")]
     while pending:
         path, name = pending.pop()
-        below = []
-        for entry in sorted(os.listdir(path)):
-            if entry.startswith(b".wh."):
-                msg = f"{os.fsdecode(path + b'/' + entry)}: names that start with '.wh.' mean deletions in a layer; rename it"
-                raise ImageError(msg)
-            full, short = path + b"/" + entry, name + entry
-            info = os.lstat(full)
-            if stat.S_ISSOCK(info.st_mode) or (info.st_dev, info.st_ino) == skip:
-                continue
-            if stat.S_ISDIR(info.st_mode):
-                yield full, short + b"/", info
-                if info.st_dev == device:
-                    below.append((full, short + b"/"))
-            else:
-                yield full, short, info
-        pending += reversed(below)
+        info = os.stat(path, follow_symlinks=name == b"./")  # noqa: PTH116 - names are bytes here
+        if stat.S_ISSOCK(info.st_mode) or (info.st_dev, info.st_ino) == skip:
+            continue
+        if not stat.S_ISDIR(info.st_mode):
+            yield path, name, info
+            continue
+        yield path, name if name.endswith(b"/") else name + b"/", info
+        if info.st_dev == device:
+            prefix = b"" if name == b"./" else name + b"/"
+            below = sorted(os.listdir(path), reverse=True)  # noqa: PTH208 - names are bytes here
+            for entry in below:
+                _check_name(path, entry)
+            pending += [(path + b"/" + entry, prefix + entry) for entry in below]
+
+
+def _check_name(path: bytes, name: bytes) -> None:
+    if name.startswith(b".wh."):
+        shown = os.fsdecode(path + b"/" + name)
+        msg = f"{shown}: names that start with '.wh.' mean deletions in a layer; rename it"
+        raise ImageError(msg)
 
 
 class _Packer:
-    def __init__(self, write: Write, device: int) -> None:
+    def __init__(self, write: Write) -> None:
         self._write = write
-        self._device = device
         self._first: dict[tuple[int, int], bytes] = {}
 
     def add(self, path: bytes, name: bytes, info: os.stat_result) -> None:
@@ -96,7 +100,7 @@ class _Packer:
         if kind == stat.S_IFREG:
             self._file(path, name, info, records)
         elif kind == stat.S_IFLNK:
-            self._header(b"2", name, info, records, link=os.readlink(path))
+            self._header(b"2", name, info, records, link=os.readlink(path))  # noqa: PTH115 - names are bytes here
         else:
             types = {stat.S_IFDIR: b"5", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFIFO: b"6"}
             self._header(types[kind], name, info, records)
@@ -116,7 +120,7 @@ class _Packer:
             sparse = b"".join(b"%d\n" % number for number in (len(extents), *sum(extents, ())))
             sparse += bytes(-len(sparse) % _BLOCK)
             size = len(sparse) + sum(length for _, length in extents)
-            base = name.rpartition(b"/")[2][:_NAME_BYTES - len(b"GNUSparseFile.0/")]
+            base = name.rpartition(b"/")[2][: _NAME_BYTES - len(b"GNUSparseFile.0/")]
             records = records | {
                 b"GNU.sparse.major": b"1",
                 b"GNU.sparse.minor": b"0",
@@ -173,7 +177,7 @@ class _Packer:
                 records[key] = b"%d" % value
         if records:
             body = b"".join(_record(key, records[key]) for key in sorted(records))
-            self._write(_ustar(b"x", b"PaxHeaders/" + name[:_NAME_BYTES - 11], 0o644, {b"size": len(body)}))
+            self._write(_ustar(b"x", b"PaxHeaders/" + name[: _NAME_BYTES - 11], 0o644, {b"size": len(body)}))
             self._write(body + bytes(-len(body) % _BLOCK))
         device = (os.major(info.st_rdev), os.minor(info.st_rdev)) if kind in b"34" else (0, 0)
         self._write(_ustar(kind, name[:_NAME_BYTES], stat.S_IMODE(info.st_mode), plain, link[:_NAME_BYTES], device))

@@ -1,7 +1,7 @@
 """Bring images into the store: from archives of docker and podman, from OCI image layouts, from a root file system.
 
-Every layer goes the same way, two at a time: the blob is copied into the store's workspace, unpacked and verified in one
-pass, and both are published; then the config, the manifest, and at last the record that makes the image visible.
+Every layer goes the same way, two at a time: the blob is copied into the store's workspace, unpacked and verified in
+one pass, and both are published; then the config, the manifest, and at last the record that makes the image visible.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 
@@ -22,7 +21,6 @@ from pycontainer.distribution.codec import GzipBlob, detect, plain_chunks
 from pycontainer.distribution.interim import apply
 from pycontainer.distribution.pack import pack
 from pycontainer.errors import DigestMismatch, ImageError
-from pycontainer.model import ImageConfig
 from pycontainer.oci.image import (
     CONFIG,
     LAYER,
@@ -35,6 +33,11 @@ from pycontainer.oci.image import (
     Platform,
 )
 from pycontainer.store import ImageRow, LayerRow, Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pycontainer.model import ImageConfig
 
 __all__ = ["LayerSource", "Progress", "Source", "add_image", "add_rootfs", "host_platform"]
 
@@ -335,9 +338,7 @@ class _Adder:
         self._store.blobs.publish(blob, digest)
         return self._describe(LayerRow(diff_id, digest, size), None)
 
-    def finish(
-        self, source: Source, layers: Sequence[_Added], references: Sequence[str], *, mounts: str
-    ) -> str:
+    def finish(self, source: Source, layers: Sequence[_Added], references: Sequence[str], *, mounts: str) -> str:
         """Write the documents and make the image visible."""
         blobs = self._store.blobs
         identity = blobs.write(source.config, self._workspace)

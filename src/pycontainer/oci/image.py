@@ -7,7 +7,7 @@ store, and those are what is served again. See image-spec ``manifest.md``, ``ima
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import re
 from collections.abc import Mapping
@@ -58,6 +58,7 @@ REF_NAME = "org.opencontainers.image.ref.name"
 
 MAX_DOCUMENT = 4 * 1024 * 1024  # what registries allow for a manifest
 MAX_CONFIG = 16 * 1024 * 1024  # configs with long histories outgrow that
+_SCHEMA_VERSION = 2
 _MAX_DEPTH = 64
 _MAX_LAYERS = 4096
 _MAX_MANIFESTS = 4096
@@ -65,7 +66,6 @@ _MAX_SIZE = 2**63 - 1
 
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}(?:\s*;.*)?")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)")
-
 
 
 def parse_json(data: bytes, what: str, *, limit: int = MAX_DOCUMENT) -> Any:  # noqa: ANN401 - JSON has no static type
@@ -120,11 +120,11 @@ class _Reader:
         if not isinstance(value, dict):
             msg = f"{what} should be an object, it is {_kind(value)}"
             raise ImageError(msg)
-        self._value: dict[str, Any] = value
+        self.value: dict[str, Any] = value
         self.what = what
 
-    def _get(self, key: str, kind: type | tuple[type, ...], name: str) -> Any:  # noqa: ANN401
-        value = self._value.get(key)
+    def _get(self, key: str, kind: type | tuple[type, ...], name: str) -> Any:  # noqa: ANN401 - JSON has no static type
+        value = self.value.get(key)
         if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
             msg = f"{self.what}: {key!r} should be {name}, it is {_kind(value)}"
             raise ImageError(msg)
@@ -280,7 +280,7 @@ class History:
 
     created_by: str = ""
     comment: str = ""
-    created: datetime.datetime | None = None
+    created: dt.datetime | None = None
     empty_layer: bool = False
 
 
@@ -291,7 +291,7 @@ class ImageDocument:
     platform: Platform
     diff_ids: tuple[str, ...]
     config: ImageConfig = attrs.field(factory=ImageConfig)
-    created: datetime.datetime | None = None
+    created: dt.datetime | None = None
     author: str = ""
     history: tuple[History, ...] = ()
 
@@ -362,9 +362,7 @@ def _parse_digest(reader: _Reader) -> str:
 def _parse_platform(reader: _Reader | None) -> Platform | None:
     if reader is None:
         return None
-    return Platform(
-        os=reader.text("os"), architecture=reader.text("architecture"), variant=reader.text("variant")
-    )
+    return Platform(os=reader.text("os"), architecture=reader.text("architecture"), variant=reader.text("variant"))
 
 
 def _parse_descriptor(value: object, what: str) -> Descriptor:
@@ -391,7 +389,7 @@ def _check_version(reader: _Reader, accepted: tuple[str, ...]) -> str:
     if version == 1:
         msg = f"{reader.what} is of Docker's schema 1, which is no longer in use; have the image pushed again"
         raise ImageError(msg)
-    if version != 2:  # noqa: PLR2004 - the only other one
+    if version != _SCHEMA_VERSION:
         msg = f"{reader.what}: 'schemaVersion' should be 2, it is {version!r}"
         raise ImageError(msg)
     media_type = reader.text("mediaType")
@@ -429,7 +427,7 @@ def _manifest(reader: _Reader) -> Manifest:
         msg = f"{reader.what} has no 'config'"
         raise ImageError(msg)
     return Manifest(
-        config=_parse_descriptor(config._value, f"{reader.what}: config"),  # noqa: SLF001 - one module
+        config=_parse_descriptor(config.value, f"{reader.what}: config"),
         layers=_descriptors(reader, "layers", _MAX_LAYERS),
         media_type=media_type or MANIFEST,
         annotations=reader.string_map("annotations"),
@@ -534,26 +532,26 @@ def _history(reader: _Reader) -> tuple[History, ...]:
 def _container_config(reader: _Reader | None) -> ImageConfig:
     if reader is None:
         return ImageConfig()
-    env: dict[str, str] = {}
+    env: Any = {}
     for item in reader.strings("Env") or ():
         name, _, value = item.partition("=")
         if name:
             env[name] = value
-    workdir = reader.text("WorkingDir")
+    labels: Any = reader.string_map("Labels")  # mypy takes the converter `dict` for more than it is
     return ImageConfig(
         entrypoint=reader.strings("Entrypoint"),
         command=reader.strings("Cmd"),
         env=env,
-        workdir=workdir,
+        workdir=reader.text("WorkingDir"),
         user=reader.text("User"),
         stop_signal=reader.text("StopSignal"),
         exposed_ports=reader.keys("ExposedPorts"),
         volumes=reader.keys("Volumes"),
-        labels=reader.string_map("Labels"),
+        labels=labels,
     )
 
 
-def _time(text: str, what: str) -> datetime.datetime | None:
+def _time(text: str, what: str) -> dt.datetime | None:
     """Read RFC 3339 with any number of fractional digits; Docker's year 1 stands for no time at all."""
     if not text:
         return None
@@ -564,14 +562,12 @@ def _time(text: str, what: str) -> datetime.datetime | None:
     date, clock, fraction, zone = match.groups()
     zone = "+00:00" if zone in "Zz" else zone
     try:
-        time = datetime.datetime.fromisoformat(f"{date}T{clock}.{(fraction or '0')[:6]:0<6}{zone}")
-        return None if time.year == 1 else time.astimezone(datetime.UTC)
+        time = dt.datetime.fromisoformat(f"{date}T{clock}.{(fraction or '0')[:6]:0<6}{zone}")
+        return None if time.year == 1 else time.astimezone(dt.UTC)
     except (ValueError, OverflowError):
         msg = f"{what}: {text[:64]!r} is not a time"
         raise ImageError(msg) from None
 
 
-def _time_text(time: datetime.datetime) -> str:
-    return time.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z")
-
-
+def _time_text(time: dt.datetime) -> str:
+    return time.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")

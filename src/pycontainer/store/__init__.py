@@ -10,8 +10,8 @@
     layers/sha256/    unpacked layers by diff ID
     tmp/              unfinished work, one directory per operation, each with a lock for as long as its owner lives
 
-A change becomes visible by one rename or one transaction. Whatever a killed process leaves is unreferenced, and the next
-:meth:`Store.open` deletes it.
+A change becomes visible by one rename or one transaction. Whatever a killed process leaves is unreferenced, and the
+next :meth:`Store.open` deletes it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import os
 import secrets
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import attrs
 
@@ -33,6 +33,9 @@ from pycontainer.store.blobs import Blobs
 from pycontainer.store.db import Database, ImageRow, LayerRow
 from pycontainer.store.locks import CONTENT, INDEX, OPEN, FileLocks, key
 from pycontainer.store.snapshots import Snapshots, remove_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["Blobs", "ImageRow", "LayerRow", "Snapshots", "Store"]
 
@@ -100,7 +103,7 @@ class Store:
         self.db.close()
         self._locks.close()
 
-    def __enter__(self) -> Store:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -134,9 +137,8 @@ class Store:
         first = self._locks.use(identity)
         try:
             # While another thread of ours has it, nobody can have removed it.
-            if first and not self.db.exists(identity):
-                msg = f"no image {identity} in the store {self.root}"
-                raise NotFound(msg)
+            if first:
+                self._check_exists(identity)
             lowers = self._lowers.get(identity)
             if lowers is None:
                 lowers = self._lowers[identity] = self._find_lowers(identity)
@@ -155,6 +157,11 @@ class Store:
             ValueError: it is not acquired.
         """
         self._locks.unuse(identity)
+
+    def _check_exists(self, identity: str) -> None:
+        if not self.db.exists(identity):
+            msg = f"no image {identity} in the store {self.root}"
+            raise NotFound(msg)
 
     def _find_lowers(self, identity: str) -> tuple[str, ...]:
         diff_ids = [layer.diff_id for layer in reversed(self.db.layers(identity))]
@@ -282,7 +289,7 @@ class Store:
     def _repair(self) -> None:
         """Delete the workspaces of dead processes, and then what they published and did not finish."""
         dead = False
-        for name in os.listdir(self.root / "tmp"):
+        for name in [entry.name for entry in (self.root / "tmp").iterdir()]:
             held = self._locks.take(key("tmp", name), wait=False)
             if held is None:
                 continue
@@ -300,7 +307,7 @@ def _check_root(root: Path) -> None:
     """Make the directory; refuse one that is not ours."""
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        names = set(os.listdir(root))
+        names = {entry.name for entry in root.iterdir()}
     except OSError as error:
         why = "it is a file" if error.errno in (errno.EEXIST, errno.ENOTDIR) else error.strerror
         msg = f"cannot open the store {root}: {why}; choose another root"
@@ -309,7 +316,8 @@ def _check_root(root: Path) -> None:
         what = "an OCI image layout of another program: load it instead" if "oci-layout" in names else "not a store"
         msg = f"the directory {root} is not empty and {what}; choose a new or empty directory as the root"
         raise StoreError(msg)
-    if "lock" in names and "oci-layout" not in names and names - {"lock", *(path.split("/")[0] for path in _DIRECTORIES)}:
+    ours = {"lock", *(path.split("/")[0] for path in _DIRECTORIES)}
+    if "lock" in names and "oci-layout" not in names and names - ours:
         msg = f"the directory {root} has files of another program; choose a new or empty directory as the root"
         raise StoreError(msg)
 

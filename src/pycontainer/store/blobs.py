@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pycontainer.errors import DigestMismatch, ImageError, NotFound, StoreError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Blobs"]
 

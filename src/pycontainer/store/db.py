@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from pycontainer.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 __all__ = ["SCHEMA_VERSION", "Database", "ImageRow", "LayerRow"]
 
@@ -52,10 +54,14 @@ SELECT i.id, i.digest, i.media_type, i.manifest_size, i.added, i.mounts,
 FROM images i
 """
 _BY_ID = _SELECT + "WHERE i.id = ?"
-_BY_NAME = _SELECT + "WHERE i.id = (SELECT image_id FROM refs WHERE name = ?)"
+_BY_NAME = _SELECT + "WHERE i.id = (SELECT image_id FROM refs WHERE name = ?)"  # noqa: S608 - of constants
 _BY_DIGEST = _SELECT + "WHERE i.digest = ?"
 _BY_PREFIX = _SELECT + "WHERE i.id >= ? AND i.id < ? LIMIT ?"
 _ALL = _SELECT + "ORDER BY i.added DESC, i.id"
+
+
+def _split(text: str | None) -> tuple[str, ...]:
+    return tuple(text.split()) if text else ()
 
 
 @attrs.frozen
@@ -78,7 +84,7 @@ class ImageRow:
     manifest_size: int
     added: float
     mounts: str
-    references: tuple[str, ...] = attrs.field(converter=lambda text: tuple(text.split()) if text else ())
+    references: tuple[str, ...] = attrs.field(converter=_split)
 
 
 @attrs.frozen
@@ -107,7 +113,7 @@ class Database:
         with self._errors():
             self._connect()
 
-    def _connect(self) -> None:
+    def _connect(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         writer = self._new_connection()
         try:
             _prepare(writer, self._path)
@@ -116,6 +122,7 @@ class Database:
             writer.close()
             raise
         self._writer, self._reader = writer, reader
+        return reader, writer
 
     def _new_connection(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -154,26 +161,26 @@ class Database:
 
     def _query(self, sql: str, parameters: tuple[object, ...] = ()) -> list[Any]:
         with self._errors(), self._read_lock:
-            if self._reader is None:
-                self._reopen()
-            assert self._reader is not None  # noqa: S101 - just made
-            return self._reader.execute(sql, parameters).fetchall()
+            reader = self._reader or self._reopen()[0]
+            return reader.execute(sql, parameters).fetchall()
 
-    def _reopen(self) -> None:
+    def _reopen(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+        """Connect after a fork; another thread may have done it just before."""
+        if self._reader is not None and self._writer is not None:
+            return self._reader, self._writer
         if not self._inherited:
             msg = f"the store of {self._path.parent} is closed"
             raise StoreError(msg)
-        self._connect()
+        return self._connect()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run statements as one change: all of it is kept, or, after an exception, nothing."""
         with self._write_lock, self._errors():
-            if self._writer is None:
-                with self._read_lock:
-                    self._reopen()
             writer = self._writer
-            assert writer is not None  # noqa: S101 - just made
+            if writer is None:
+                with self._read_lock:
+                    writer = self._reopen()[1]
             writer.execute("BEGIN IMMEDIATE")
             try:
                 yield writer
@@ -226,8 +233,8 @@ class Database:
 
     def layer(self, diff_id: str, digest: str | None = None) -> LayerRow | None:
         """Return a layer that some image has: of this diff ID and, if given, from the blob of this digest."""
-        sql = "SELECT diff_id, digest, size FROM image_layers WHERE diff_id = ?1 AND ifnull(?2, digest) = digest LIMIT 1"
-        rows = self._query(sql, (diff_id, digest))
+        sql = "SELECT diff_id, digest, size FROM image_layers WHERE diff_id = ?1 AND ?2 IN (digest, '') LIMIT 1"
+        rows = self._query(sql, (diff_id, digest or ""))
         return LayerRow(*rows[0]) if rows else None
 
     def content(self) -> tuple[set[str], set[str]]:
@@ -374,4 +381,3 @@ def _versions(connection: sqlite3.Connection) -> tuple[int, int]:
         connection.execute("PRAGMA application_id").fetchone()[0],
         connection.execute("PRAGMA user_version").fetchone()[0],
     )
-

@@ -1,8 +1,8 @@
 """Locks between threads and processes: bytes of one file that never goes away.
 
-Each lock is an open-file-description lock (fcntl_locking(2)) on the byte that its name hashes to. The kernel drops it with
-the last descriptor, so a killed process leaves none behind, and there are no lock files to clean up. Two names on one
-byte only wait for each other.
+Each lock is an open-file-description lock (fcntl_locking(2)) on the byte that its name hashes to. The kernel drops it
+with the last descriptor, so a killed process leaves none behind, and there are no lock files to clean up. Two names on
+one byte only wait for each other.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import hashlib
 import os
 import struct
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pycontainer.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["CONTENT", "INDEX", "OPEN", "FileLocks", "Held", "key"]
 
@@ -94,10 +97,11 @@ class FileLocks:
         Returns:
             The lock, or ``None`` when somebody else has it and ``wait`` is false.
         """
-        held = Held(self._open())
+        fd = self._open()
+        held = Held(fd)
         command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
         try:
-            _set(held._fd, command, fcntl.F_RDLCK if shared else fcntl.F_WRLCK, byte)  # noqa: SLF001 - one module
+            _set(fd, command, fcntl.F_RDLCK if shared else fcntl.F_WRLCK, byte)
         except (BlockingIOError, PermissionError):
             held.release()
             return None
@@ -116,11 +120,11 @@ class FileLocks:
     def hold(self, byte: int, *, shared: bool = False) -> Iterator[None]:
         """Hold a lock for a block of code, waiting for it first."""
         held = self.take(byte, shared=shared)
-        assert held is not None  # noqa: S101 - it waited
         try:
             yield
         finally:
-            self.release(held)
+            if held is not None:  # as it always is: it was waited for
+                self.release(held)
 
     def use(self, name: str) -> bool:
         """Count one more user of a thing in this process; the first takes a shared lock on it.

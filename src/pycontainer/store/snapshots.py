@@ -1,17 +1,20 @@
-"""Unpacked layers: one directory per diff ID, ready to be an overlay lower, unpacked once however many images use it."""
+"""Unpacked layers: one directory per diff ID, ready to be an overlay lower, unpacked once for all images."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pycontainer.errors import StoreError
 from pycontainer.names import check_digest
 from pycontainer.store.locks import FileLocks, key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["Snapshots", "remove_tree"]
 
@@ -82,7 +85,7 @@ class Snapshots:
 
     def sync(self) -> None:
         """Have everything of the store's file system written to disk, see syncfs(2)."""
-        import ctypes  # noqa: PLC0415 - slow to import, needed once per new image
+        import ctypes
 
         libc = ctypes.CDLL(None, use_errno=True)
         fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -99,7 +102,7 @@ class Snapshots:
         found: set[str] = set()
         for algorithm in os.scandir(self._directory):
             if algorithm.is_dir(follow_symlinks=False):
-                found.update(f"{algorithm.name}:{name}" for name in os.listdir(algorithm))
+                found.update(f"{algorithm.name}:{name}" for name in os.listdir(algorithm))  # noqa: PTH208 - only names are wanted
         return found
 
     def withdraw(self, diff_id: str, workspace: Path) -> None:
@@ -110,7 +113,6 @@ class Snapshots:
             workspace: a directory of the caller's in the store.
         """
         self.path(diff_id).rename(workspace / ("old-" + diff_id.replace(":", "-")))
-
 
 
 def remove_tree(path: Path) -> None:

@@ -19,7 +19,7 @@ CFLAGS = [
 ]
 
 ffibuilder = cffi.FFI()
-for cdef in sorted(HERE.glob("*.cdef")):
+for cdef in sorted(HERE.glob("*.cdef"), key=lambda path: (path.name != "error.cdef", path.name)):  # error.cdef: the type all use
     ffibuilder.cdef(cdef.read_text())
 
 ffibuilder.set_source(

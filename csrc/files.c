@@ -66,8 +66,10 @@ long run_file_step(Machine *m, const PycStep *s) {
     int fd = machine_fd(m, s->fd);
     const char *path = machine_text(m, s->s1);
     switch (s->op) {
-    case PYC_OP_MKDIR:
-        return sys(SYS_mkdirat, fd, path, s->a);
+    case PYC_OP_MKDIR: {
+        long rc = sys(SYS_mkdirat, fd, path, s->a);
+        return rc == 0 && s->c ? sys(SYS_fchmodat, fd, path, s->a) : rc;
+    }
     case PYC_OP_WRITE:
         return write_file(m, s);
     case PYC_OP_OPEN:

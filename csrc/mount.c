@@ -238,6 +238,9 @@ long run_mount_step(Machine *m, const PycStep *s) {
         return make_read_only(m, s);
     case PYC_OP_PIVOT:
         return pivot(m, s);
+    case PYC_OP_MOUNT:
+        return sys(SYS_mount, machine_text(m, s->s3), machine_text(m, s->s1), machine_text(m, s->s3), s->a,
+                   machine_text(m, s->s2));
     case PYC_OP_MKDIR_IN:
         return make_directory(m, s);
     default:

@@ -9,14 +9,14 @@
 
 enum {
     PYC_PROGRAM_MAGIC = 0x50594331, /* "PYC1" */
-    PYC_SLOTS = 192,                /* results of steps: descriptors that later steps use */
+    PYC_SLOTS = 512,                /* results of steps: descriptors that later steps use */
     PYC_SLOT_BASE = -1000,          /* an fd operand of PYC_SLOT_BASE - k means slot k */
 };
 
 /* Operand meanings are told beside each operation: fd fd2 | a b c | s1 s2 s3 (text in the pool) | ret (slot). */
 enum PycOp {
     /* files.c */
-    PYC_OP_MKDIR = 1,  /* fd s1 | a mode */
+    PYC_OP_MKDIR = 1,  /* fd s1 | a mode, c nonzero: whatever the umask */
     PYC_OP_WRITE,      /* fd s1 | s2 data, len | a extra open flags, b file mode, c nonzero: must be on procfs */
     PYC_OP_OPEN,       /* fd s1 | a open flags -> ret */
     PYC_OP_CLOSE,      /* fd */
@@ -32,6 +32,7 @@ enum PycOp {
     PYC_OP_MASK,         /* s1 | fd /dev/null, fd2 empty read-only tmpfs */
     PYC_OP_READONLY,     /* s1 */
     PYC_OP_PIVOT,        /* fd root mount | s1 where to attach it first */
+    PYC_OP_MOUNT,        /* s1 target, s2 data, s3 type | a flags of mount(2): for kernels without lowerdir+ */
     PYC_OP_MKDIR_IN,     /* s1 below the container's root, parents made | a mode, b uid, c gid */
     /* identity.c */
     PYC_OP_SETNS = 40,  /* fd | a namespace flags */
@@ -61,6 +62,7 @@ enum PycOp {
     PYC_OP_TTY,         /* fd devpts mount | a rows << 16 | columns, b uid, s1 console path or "" ; master goes up the socket */
     PYC_OP_SEAL_FDS,    /* a first: every descriptor from there on closes at execve */
     PYC_OP_DUP,         /* fd, a target number, kept over execve */
+    PYC_OP_REGISTER,    /* fd keeper's socket, s1 container id: hand it a pidfd of ourselves */
     PYC_OP_SYNC,        /* a number: park until the parent resumes us */
     PYC_OP_EXEC,        /* s1 program (or fd when s1 is ""), s2 argv block, s3 envp block | a argc, b envc, c offset of PATH */
 };
@@ -95,7 +97,7 @@ typedef struct PycHeader {
     uint32_t host_steps;
     uint32_t child_steps;
     uint32_t pool; /* offset of the pool; its first byte is 0 */
-    int32_t pidns_fd;      /* pidfd of the process in whose pid namespace the child is born, or -1 */
+    int32_t pidns_fd;      /* pid namespace to be born in, or -1 */
     int32_t own_pidns_fd;  /* the caller's own, to go back */
     int32_t cgroup_fd;     /* fd operand: cgroup v2 directory to be born in, or -1 */
     uint64_t clone_flags;

@@ -15,6 +15,8 @@ typedef struct PycError {
     char path[1024]; /* on what, or "" */
 } PycError;
 
+#include "bpf.h"
+#include "program.h"
 #include "spawn.h"
 #include "tree.h"
 

@@ -335,6 +335,25 @@ int pyc_spawn(const uint8_t *program, uint64_t size, PycChild *ret, PycError *er
     return follow(ret, err);
 }
 
+int pyc_prepare(const uint8_t *program, uint64_t size, int32_t *ret_fds, uint32_t count, PycError *err) {
+    PycChild holder = {.pidfd = -1, .tty_fd = -1, .status_fd = -1};
+    Block *b = make_block(program, size, &holder);
+    if (!b)
+        return pyc_fail(err, errno ? errno : EINVAL, "read the program", "");
+    b->machine.err = err;
+    long rc = run_steps(&b->machine, b->steps, b->header->host_steps);
+    uint32_t used = b->header->close_slots;
+    if (rc < 0 || used > count) {
+        close_slots(b->machine.slots, used);
+        free_block(&holder);
+        return rc < 0 ? (int)rc : pyc_fail(err, E2BIG, "return the descriptors of the program", "");
+    }
+    for (uint32_t i = 0; i < used; i++)
+        ret_fds[i] = b->machine.slots[i];
+    free_block(&holder);
+    return (int)used;
+}
+
 int pyc_resume(PycChild *child, PycError *err) {
     if (!child->block || child->event != PYC_EVENT_PARKED)
         return pyc_fail(err, EINVAL, "resume a process that is not parked", "");

@@ -31,6 +31,8 @@ typedef struct PycWait {
 
 /* Run the host steps here, clone, run the child steps there. On failure nothing is left: the child is dead and reaped. */
 PYC_API int pyc_spawn(const uint8_t *program, uint64_t size, PycChild *ret, PycError *err);
+/* Run only the host steps and hand over what they opened: ret_fds[i] is the result of slot i. Returns how many. */
+PYC_API int pyc_prepare(const uint8_t *program, uint64_t size, int32_t *ret_fds, uint32_t count, PycError *err);
 /* Let a parked child go on to its next SYNC step or to execve. On failure it is dead and reaped, and pidfd closed. */
 PYC_API int pyc_resume(PycChild *child, PycError *err);
 /* Kill a parked child and free its memory. */

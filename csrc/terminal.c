@@ -17,10 +17,9 @@
 
 enum { PATH_SIZE = 4096 };
 
-/* What travels up the status socket; a descriptor may ride along. */
-static long tell_parent(const Machine *m, int32_t event, int32_t value, int fd) {
-    int32_t message[2] = {event, value};
-    struct iovec part = {message, sizeof message};
+/* Send one packet; a descriptor may ride along. */
+static long send_packet(int to, const void *data, size_t size, int fd) {
+    struct iovec part = {(void *)(uintptr_t)data, size};
     union {
         char buf[CMSG_SPACE(sizeof(int))];
         struct cmsghdr align;
@@ -35,8 +34,25 @@ static long tell_parent(const Machine *m, int32_t event, int32_t value, int fd) 
         cmsg->cmsg_len = CMSG_LEN(sizeof(int));
         __builtin_memcpy(CMSG_DATA(cmsg), &fd, sizeof fd);
     }
-    long rc = sys(SYS_sendmsg, m->status, &header, MSG_NOSIGNAL);
+    long rc = sys(SYS_sendmsg, to, &header, MSG_NOSIGNAL);
     return rc < 0 ? rc : 0;
+}
+
+/* What travels up the status socket. */
+static long tell_parent(const Machine *m, int32_t event, int32_t value, int fd) {
+    int32_t message[2] = {event, value};
+    return send_packet(m->status, message, sizeof message, fd);
+}
+
+/* From here on the keeper can end us, whatever we execute: a parent-death signal can be switched off by a program. */
+static long register_with_keeper(const Machine *m, const PycStep *s) {
+    long pidfd = sys(SYS_pidfd_open, sys(SYS_getpid), 0);
+    if (pidfd < 0)
+        return pidfd;
+    const char *id = machine_text(m, s->s1);
+    long rc = send_packet(machine_fd(m, s->fd), id, text_length(id), (int)pidfd);
+    sys_close(pidfd);
+    return rc;
 }
 
 static long park(const Machine *m, const PycStep *s) {
@@ -129,6 +145,8 @@ long run_terminal_step(Machine *m, const PycStep *s) {
         return sys(SYS_close_range, s->a, ~0U, CLOSE_RANGE_CLOEXEC);
     case PYC_OP_DUP:
         return keep_fd(m, machine_fd(m, s->fd), (int)s->a);
+    case PYC_OP_REGISTER:
+        return register_with_keeper(m, s);
     case PYC_OP_SYNC:
         return park(m, s);
     default:

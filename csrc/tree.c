@@ -6,6 +6,9 @@
 #include "error.h"
 #include "util.h"
 
+#include <linux/openat2.h>
+#include <sys/syscall.h>
+
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -116,5 +119,19 @@ int pyc_remove_cgroup(int dirfd, const char *name, int wait_ms, PycError *err) {
         if (rc < 0 && rc != -EBUSY)
             return pyc_fail(err, rc, "remove the cgroups below", name);
         pause_ms(1);
+    }
+}
+
+int pyc_open_in_root(int root, const char *path, int flags, PycError *err) {
+    struct open_how how = {
+        .flags = (__u64)(unsigned)flags | O_CLOEXEC,
+        .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+    };
+    for (int tries = 0;; tries++) { /* EAGAIN: a rename raced with the walk */
+        int fd = (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+        if (fd >= 0)
+            return fd;
+        if (errno != EINTR && (errno != EAGAIN || tries > 100))
+            return pyc_fail(err, errno, "open in the container's root", path);
     }
 }

@@ -319,6 +319,7 @@ class Result:
         signal: the signal that ended it, or 0.
         stdout: what it wrote there, unless that went elsewhere.
         stderr: the same for errors; empty with ``tty=True``, where there is one stream.
+        truncated: whether output beyond ``output_limit`` was dropped.
         oom_killed: the kernel killed a process of it at the memory limit.
         usage: what it used.
     """
@@ -329,6 +330,7 @@ class Result:
     signal: int
     stdout: bytes
     stderr: bytes
+    truncated: bool = False
     oom_killed: bool
     usage: Usage
 

@@ -1,0 +1,177 @@
+"""Runtime bundles made by others: reading them, the namespaces they join, the hooks around their life.
+
+OCI runtime specification, bundle.md and runtime.md, "Lifecycle".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import attrs
+
+from pycontainer.attached import Running
+from pycontainer.errors import StartError, Unsupported
+from pycontainer.oci import runtime as oci
+from pycontainer.runtime.process import Process
+
+__all__ = ["Bundle", "Hooks", "open_namespaces", "read"]
+
+_MAX_CONFIG = 16 << 20
+
+
+@attrs.frozen(kw_only=True)
+class Bundle:
+    """A directory with a document and a root file system.
+
+    Attributes:
+        path: the directory, absolute.
+        spec: its document.
+        root: the root file system, absolute.
+    """
+
+    path: Path
+    spec: oci.Spec
+    root: Path
+
+
+def read(path: Path) -> Bundle:
+    """Read a bundle.
+
+    Raises:
+        StartError: it has no readable ``config.json`` or no root.
+        InvalidSpec: the document is malformed.
+        Unsupported: it asks for something that is not for Linux.
+    """
+    path = path.absolute()
+    config = path / "config.json"
+    try:
+        with config.open("rb") as file:
+            data = file.read(_MAX_CONFIG + 1)
+    except OSError as error:
+        hint = "a bundle is a directory with config.json; make one with 'runc spec' or umoci"
+        raise StartError("read the bundle's", str(config), error.errno or 0, hint) from error
+    if len(data) > _MAX_CONFIG:
+        raise StartError("read the bundle's", str(config), 0, f"it is larger than {_MAX_CONFIG} bytes")
+    spec = oci.parse(data)
+    if spec.process is None:
+        msg = f"{config}: there is no process to run"
+        raise Unsupported(msg)
+    root = Path(path, spec.root.path)
+    if not root.is_dir():
+        raise StartError("open the bundle's root", str(root), 0, "root.path must name a directory")
+    if spec.hooks.create_container or spec.hooks.start_container:
+        msg = f"{config}: hooks.createContainer and hooks.startContainer are not supported; use createRuntime"
+        raise Unsupported(msg)
+    if spec.linux.cgroups_path is not None:
+        # Where the group lies is the runtime's choice unless the caller insists, and ours is cleaned for certain.
+        spec = attrs.evolve(spec, linux=attrs.evolve(spec.linux, cgroups_path=None))
+    return Bundle(path=path, spec=spec, root=root)
+
+
+def open_namespaces(spec: oci.Spec, stack: contextlib.ExitStack) -> dict[str, int]:
+    """Open the namespaces that a document joins by path; closed by the stack.
+
+    Raises:
+        StartError: one cannot be opened, or is of another kind.
+    """
+    fds = {}
+    for namespace in spec.linux.namespaces:
+        if namespace.path is None:
+            continue
+        try:
+            fd = os.open(namespace.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StartError(f"join the {namespace.type} namespace", namespace.path, error.errno or 0) from error
+        stack.callback(os.close, fd)
+        kind = os.readlink(f"/proc/self/fd/{fd}").partition(":")[0]
+        if kind != {"network": "net", "mount": "mnt"}.get(namespace.type, namespace.type):
+            raise StartError(f"join the {namespace.type} namespace", namespace.path, 0, f"it is {kind!r}")
+        fds[namespace.type] = fd
+    return fds
+
+
+class Hooks:
+    """The hooks of one run of a bundle."""
+
+    def __init__(self, bundle: Bundle, container_id: str) -> None:
+        self._bundle = bundle
+        self._hooks = bundle.spec.hooks
+        self._id = container_id
+        self._created = False
+
+    @property
+    def park(self) -> bool:
+        """Whether the process has to wait for hooks before it enters its root."""
+        return bool(self._hooks.prestart or self._hooks.create_runtime)
+
+    def create(self, process: Process) -> None:
+        """Run ``prestart`` and ``createRuntime`` while the process is parked, then let it go on.
+
+        Raises:
+            StartError: a hook failed; the process is gone.
+        """
+        self._created = True
+        try:
+            self._run((*self._hooks.prestart, *self._hooks.create_runtime), "creating", process.pid)
+        except BaseException:
+            process.abandon()
+            raise
+        while process.parked_at is not None:
+            process.resume()
+
+    def started(self, then: Callable[[Running], object] | None) -> Callable[[Running], object]:
+        """Return the function to call at the start: ``poststart`` hooks, then the caller's own."""
+
+        def call(running: Running) -> None:
+            self._created = True
+            self._run(self._hooks.poststart, "running", running.pid)
+            if then is not None:
+                then(running)
+
+        return call
+
+    def stopped(self) -> None:
+        """Run ``poststop``; a failure is told, not raised, for the container is gone (runtime.md)."""
+        if not self._created:
+            return
+        for hook in self._hooks.poststop:
+            try:
+                self._run((hook,), "stopped", None)
+            except StartError as error:
+                warnings.warn(str(error), RuntimeWarning, stacklevel=2)
+
+    def _run(self, hooks: Sequence[oci.Hook], status: str, pid: int | None) -> None:
+        spec = self._bundle.spec
+        state = oci.State(
+            id=self._id,
+            status=status,  # type: ignore[arg-type]
+            pid=pid,
+            bundle=str(self._bundle.path),
+            annotations=spec.annotations,
+        )
+        for hook in hooks:
+            env = dict(text.partition("=")[::2] for text in hook.env)
+            try:
+                done = subprocess.run(  # noqa: S603 - the bundle's owner asks for it
+                    hook.args or (hook.path,),
+                    executable=hook.path,
+                    input=oci.to_json(state),
+                    env=env,
+                    timeout=hook.timeout,
+                    capture_output=True,
+                    check=False,
+                    cwd=self._bundle.path,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise StartError("run the hook", hook.path, 0, f"killed after its timeout of {hook.timeout} s") from error
+            except OSError as error:
+                raise StartError("run the hook", hook.path, error.errno or 0) from error
+            if done.returncode != 0:
+                tail = (done.stderr or done.stdout)[-1000:].decode(errors="replace").strip()
+                raise StartError("run the hook", hook.path, 0, f"it ended with {done.returncode}: {tail}")
+

@@ -1,0 +1,446 @@
+"""From an image's configuration and a caller's wishes to a runtime document (OCI runtime specification, config.md)."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import os
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from pycontainer.errors import Unsupported
+from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Rlimit, Size, parse_size
+from pycontainer.oci import defaults, runtime as oci
+from pycontainer.runtime import capabilities, devices
+from pycontainer.runtime.users import Identity
+
+__all__ = ["Options", "document", "etc_files"]
+
+Namespace = Literal["private", "host"]
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_PERIOD = 100_000
+_INFINITY = (1 << 64) - 1
+_CGROUP_WORDS = ("nosuid", "noexec", "nodev", "relatime")
+
+
+def _strings(value: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        msg = f"a list of texts is wanted, not one text: {value!r}"
+        raise TypeError(msg)
+    return tuple(value)
+
+
+def _command(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return (value,)
+    return tuple(os.fspath(part) for part in value)
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """Everything that may be asked of a container; :meth:`pycontainer.Engine.run` tells what each means."""
+
+    command: tuple[str, ...] | None = attrs.field(default=None, converter=_command)
+    entrypoint: tuple[str, ...] | None = attrs.field(default=None, converter=_command)
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    workdir: str | None = None
+    user: str | None = None
+    groups: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    hostname: str | None = None
+    domainname: str | None = None
+    extra_hosts: Mapping[str, str] = attrs.field(factory=dict)
+    dns: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    network: str = "none"
+    mounts: tuple[Mount, ...] = attrs.field(default=(), converter=tuple)
+    limits: Limits = Limits()
+    read_only: bool = False
+    cap_add: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    cap_drop: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+    privileged: bool = False
+    no_new_privileges: bool = False
+    masked_paths: tuple[str, ...] | None = None
+    readonly_paths: tuple[str, ...] | None = None
+    rlimits: tuple[Rlimit, ...] = attrs.field(default=(), converter=tuple)
+    sysctls: Mapping[str, str] = attrs.field(factory=dict)
+    oom_score_adj: int | None = None
+    devices: tuple[Device, ...] = attrs.field(default=(), converter=tuple)
+    shm_size: int = attrs.field(default=64 << 20, converter=parse_size)
+    userns: tuple[IdMap, ...] = attrs.field(default=(), converter=tuple)
+    pid: Namespace = "private"
+    ipc: Namespace = "private"
+    uts: Namespace = "private"
+    cgroupns: Namespace = "private"
+    timens: Mapping[str, float] | None = None
+    tty: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if self.network not in ("none", "host"):
+            msg = f"network must be 'none' or 'host', got {self.network!r}"
+            raise ValueError(msg)
+        for name in ("pid", "ipc", "uts", "cgroupns"):
+            if getattr(self, name) not in ("private", "host"):
+                msg = f"{name} must be 'private' or 'host', got {getattr(self, name)!r}"
+                raise ValueError(msg)
+        if self.hostname is not None and not _HOSTNAME.fullmatch(self.hostname):
+            msg = f"not a host name: {self.hostname!r}"
+            raise ValueError(msg)
+        for address in (*self.dns, *self.extra_hosts.values()):
+            ipaddress.ip_address(address)
+
+
+def full_command(config: ImageConfig, options: Options) -> tuple[str, ...]:
+    """Return program and arguments: the caller's before the image's; a new entrypoint drops the image's command.
+
+    Raises:
+        ValueError: there is nothing to run.
+    """
+    entrypoint = options.entrypoint if options.entrypoint is not None else config.entrypoint or ()
+    command = options.command
+    if command is None:
+        command = config.command or () if options.entrypoint is None else ()
+    args = (*entrypoint, *command)
+    if not args:
+        msg = "nothing to run: the image has neither entrypoint nor command; give a command"
+        raise ValueError(msg)
+    return args
+
+
+def environment(config: ImageConfig, options: Options, hostname: str, home: str) -> tuple[str, ...]:
+    """Return ``NAME=value`` texts: defaults, then the image's, then the caller's."""
+    env = {"PATH": _PATH, "HOSTNAME": hostname}
+    if options.tty:
+        env["TERM"] = "xterm"
+    env.update(config.env)
+    env.update(options.env)
+    env.setdefault("HOME", home)
+    for name in env:
+        if not name or "=" in name:
+            msg = f"not the name of an environment variable: {name!r}"
+            raise ValueError(msg)
+    return tuple(f"{name}={value}" for name, value in env.items())
+
+
+def document(container_id: str, config: ImageConfig, options: Options, identity: Identity) -> oci.Spec:
+    """Return the runtime document of a container.
+
+    Raises:
+        ValueError: an option makes no sense.
+        Unsupported: this host cannot do it.
+    """
+    host_uts = options.uts == "host"
+    default_name = os.uname().nodename if options.network == "host" or host_uts else container_id[:12]
+    hostname = options.hostname or default_name
+    if host_uts and (options.hostname or options.domainname):
+        msg = "hostname and domainname cannot be set with uts='host': it would rename the host"
+        raise ValueError(msg)
+    return oci.Spec(
+        root=oci.Root(path="rootfs", readonly=options.read_only),
+        hostname=None if host_uts else hostname,
+        domainname=options.domainname,
+        process=oci.Process(
+            terminal=options.tty,
+            args=full_command(config, options),
+            env=environment(config, options, hostname, identity.home),
+            cwd=_workdir(config, options),
+            user=oci.User(uid=identity.uid, gid=identity.gid, additional_gids=identity.groups),
+            capabilities=_capability_sets(options.cap_add, options.cap_drop, options.privileged),
+            rlimits=tuple(map(_rlimit, options.rlimits)),
+            no_new_privileges=options.no_new_privileges,
+            oom_score_adj=options.oom_score_adj,
+        ),
+        mounts=_mounts(options),
+        linux=_linux(options),
+    )
+
+
+def _workdir(config: ImageConfig, options: Options) -> str:
+    workdir = options.workdir if options.workdir is not None else config.workdir or "/"
+    if not workdir.startswith("/"):
+        if options.workdir is not None:
+            msg = f"the working directory is an absolute path in the container, not {workdir!r}"
+            raise ValueError(msg)
+        workdir = f"/{workdir}"
+    return workdir
+
+
+@functools.lru_cache(maxsize=256)
+def _capability_sets(add: tuple[str, ...], drop: tuple[str, ...], privileged: bool) -> oci.Capabilities:  # noqa: FBT001
+    """No inheritable set: it would let a container gain capabilities through files (CVE-2022-24769)."""
+    names = capabilities.resolve(add, drop, privileged=privileged)
+    return oci.Capabilities(bounding=names, effective=names, permitted=names)
+
+
+def _rlimit(limit: Rlimit) -> oci.Rlimit:
+    def value(number: int) -> int:
+        return _INFINITY if number < 0 else number
+
+    name = f"RLIMIT_{limit.type.upper()}"
+    if name not in defaults.RLIMIT_TYPES:
+        msg = f"not a resource limit: {limit.type!r}; see getrlimit(2)"
+        raise ValueError(msg)
+    return oci.Rlimit(type=name, soft=value(limit.soft), hard=value(limit.hard))  # type: ignore[arg-type]
+
+
+@functools.lru_cache(maxsize=256)
+def _base_mounts(privileged: bool, shm_size: int, host_ipc: bool, host_net_userns: bool) -> tuple[oci.Mount, ...]:  # noqa: FBT001
+    mounts = []
+    for mount in defaults.MOUNTS:
+        if mount.destination == "/dev/shm":  # noqa: S108 - the container's
+            options = tuple(word for word in mount.options if not word.startswith("size="))
+            mount = attrs.evolve(mount, options=(*options, f"size={shm_size}"))  # noqa: PLW2901
+            if host_ipc:
+                mount = _host_bind(mount.destination)  # noqa: PLW2901
+        elif mount.destination == "/dev/mqueue" and host_ipc:
+            mount = _host_bind(mount.destination)  # noqa: PLW2901
+        elif mount.destination == "/sys" and host_net_userns:
+            # sysfs shows a network namespace, and this one belongs to the host
+            mount = _host_bind("/sys", "rro")  # noqa: PLW2901
+        elif privileged and "ro" in mount.options:
+            mount = attrs.evolve(mount, options=tuple(word for word in mount.options if word != "ro"))  # noqa: PLW2901
+        mounts.append(mount)
+    return tuple(mounts)
+
+
+def _host_bind(path: str, *words: str) -> oci.Mount:
+    return oci.Mount(destination=path, type="bind", source=path, options=("rbind", "nosuid", "noexec", "nodev", *words))
+
+
+def _mounts(options: Options) -> tuple[oci.Mount, ...]:
+    base = _base_mounts(
+        options.privileged,
+        options.shm_size,
+        options.ipc == "host",
+        bool(options.userns) and options.network == "host",
+    )
+    if not options.mounts:
+        return base
+    own = [_user_mount(mount) for mount in options.mounts]
+    taken = {mount.destination.rstrip("/") for mount in own}
+    if len(taken) != len(own):
+        msg = "two mounts have the same target"
+        raise ValueError(msg)
+    # Parents before children, whatever the order given: /a/b must not disappear below /a.
+    own.sort(key=lambda mount: mount.destination.rstrip("/").count("/"))
+    return (*(mount for mount in base if mount.destination not in taken), *own)
+
+
+def _user_mount(mount: Mount) -> oci.Mount:
+    words = list(mount.options)
+    if mount.type == "tmpfs":
+        words = ["nosuid", "nodev", *words, f"mode={mount.mode:o}"]
+        if mount.size is not None:
+            words.append(f"size={mount.size}")
+        if mount.read_only:
+            words.append("ro")
+        return oci.Mount(destination=mount.target, type="tmpfs", source="tmpfs", options=tuple(words))
+    words = ["rbind", mount.propagation, *words]
+    if mount.read_only:
+        words.append("rro")
+    return oci.Mount(destination=mount.target, type="bind", source=mount.source, options=tuple(words))
+
+
+def _linux(options: Options) -> oci.Linux:
+    return oci.Linux(
+        namespaces=_namespaces(
+            options.network,
+            options.pid,
+            options.ipc,
+            options.uts,
+            options.cgroupns,
+            bool(options.userns),
+            options.timens is not None,
+        ),
+        uid_mappings=_id_mappings(options.userns),
+        gid_mappings=_id_mappings(options.userns),
+        time_offsets=_time_offsets(options.timens),
+        devices=_devices(options),
+        resources=_resources(options.limits, _device_rules(options)),
+        sysctl=_sysctls(options),
+        masked_paths=_paths(options, options.masked_paths, defaults.MASKED_PATHS),
+        readonly_paths=_paths(options, options.readonly_paths, defaults.READONLY_PATHS),
+    )
+
+
+def _paths(options: Options, given: tuple[str, ...] | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+    if given is not None:
+        return tuple(given)
+    return () if options.privileged else usual
+
+
+@functools.lru_cache(maxsize=64)
+def _namespaces(  # noqa: PLR0913
+    network: str, pid: str, ipc: str, uts: str, cgroup: str, user: bool, time: bool  # noqa: FBT001
+) -> tuple[oci.Namespace, ...]:
+    kinds = ["mount"]
+    kinds += [
+        kind
+        for kind, own in (
+            ("pid", pid == "private"),
+            ("network", network != "host"),
+            ("ipc", ipc == "private"),
+            ("uts", uts == "private"),
+            ("cgroup", cgroup == "private"),
+            ("user", user),
+            ("time", time),
+        )
+        if own
+    ]
+    return tuple(oci.Namespace(type=kind) for kind in kinds)  # type: ignore[arg-type]
+
+
+def _id_mappings(maps: tuple[IdMap, ...]) -> tuple[oci.IdMapping, ...]:
+    return tuple(oci.IdMapping(container_id=m.inside, host_id=m.outside, size=m.count) for m in maps)
+
+
+def _time_offsets(offsets: Mapping[str, float] | None) -> oci.TimeOffsets | None:
+    if not offsets:
+        return None
+    values = {}
+    for name, seconds in offsets.items():
+        if name not in ("monotonic", "boottime"):
+            msg = f"timens: the clocks are 'monotonic' and 'boottime', not {name!r}"
+            raise ValueError(msg)
+        whole, fraction = divmod(seconds, 1)
+        values[name] = oci.TimeOffset(secs=int(whole), nanosecs=int(fraction * 1_000_000_000))
+    return oci.TimeOffsets(**values)
+
+
+def _sysctls(options: Options) -> Mapping[str, str]:
+    """Only what belongs to the container's namespaces; all else would change the host."""
+    for name in options.sysctls:
+        plain = name.replace("/", ".")
+        if plain.startswith("net.") and options.network != "host":
+            continue
+        ipc = plain.startswith("fs.mqueue.") or plain in defaults.IPC_SYSCTLS
+        if ipc and options.ipc == "private":
+            continue
+        if plain == "kernel.domainname" and options.uts == "private":
+            continue
+        msg = (
+            f"sysctl {name} is not of a namespace of this container: setting it would change the host. "
+            "net.* needs network='none', kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.* need ipc='private'"
+        )
+        raise ValueError(msg)
+    return options.sysctls
+
+
+# ── devices and limits ──
+
+
+def _devices(options: Options) -> tuple[oci.LinuxDevice, ...]:
+    wanted = list(options.devices)
+    if options.privileged:
+        named = {device.source for device in wanted}
+        wanted += [Device(path) for path in _host_devices() if path not in named]
+    return tuple(_device(device) for device in wanted)
+
+
+def _device(device: Device) -> oci.LinuxDevice:
+    found = devices.stat_device(device.source)
+    return oci.LinuxDevice(
+        type=found.type,
+        path=device.target,
+        major=found.major,
+        minor=found.minor,
+        file_mode=stat.S_IMODE(found.mode),
+        uid=found.uid,
+        gid=found.gid,
+    )
+
+
+def _host_devices() -> list[str]:
+    """Return the device nodes below /dev, without those that each container has of its own."""
+    found = []
+    for directory, directories, files in os.walk("/dev"):
+        directories[:] = [name for name in directories if name not in ("pts", "shm", "mqueue", "fd")]
+        for name in files:
+            path = f"{directory}/{name}"
+            mode = os.lstat(path).st_mode
+            if (stat.S_ISCHR(mode) or stat.S_ISBLK(mode)) and path not in ("/dev/console", "/dev/ptmx", "/dev/tty"):
+                found.append(path)
+    return sorted(found)
+
+
+def _device_rules(options: Options) -> tuple[oci.DeviceRule, ...]:
+    if options.privileged:
+        return (oci.DeviceRule(allow=True),)
+    if not options.devices:
+        return defaults.DEVICE_RULES
+    extra = []
+    for device in options.devices:
+        found = devices.stat_device(device.source)
+        extra.append(
+            oci.DeviceRule(allow=True, type=found.type, major=found.major, minor=found.minor, access=device.access)
+        )
+    return (*defaults.DEVICE_RULES, *extra)
+
+
+@functools.lru_cache(maxsize=256)
+def _resources(limits: Limits, rules: tuple[oci.DeviceRule, ...]) -> oci.Resources:
+    memory = cpu = pids = io = None
+    if limits.memory is not None or limits.memory_reservation is not None:
+        swap = limits.memory_swap
+        if swap is None and limits.memory is not None and defaults_swap():
+            swap = 2 * limits.memory
+        memory = oci.Memory(limit=limits.memory, swap=swap, reservation=limits.memory_reservation)
+    if any(v is not None for v in (limits.cpus, limits.cpu_shares, limits.cpuset_cpus, limits.cpuset_mems)):
+        cpu = oci.Cpu(
+            quota=None if limits.cpus is None else max(1000, int(limits.cpus * _PERIOD)),
+            period=None if limits.cpus is None else _PERIOD,
+            shares=limits.cpu_shares,
+            cpus=limits.cpuset_cpus,
+            mems=limits.cpuset_mems,
+        )
+    if limits.pids is not None:
+        pids = oci.Pids(limit=limits.pids)
+    if limits.io_weight is not None:
+        io = oci.BlockIo(weight=limits.io_weight)
+    return oci.Resources(devices=rules, memory=memory, cpu=cpu, pids=pids, block_io=io)
+
+
+@functools.lru_cache(maxsize=1)
+def defaults_swap() -> bool:
+    """Whether the kernel counts swap for groups; without it docker's default of twice the memory cannot be set."""
+    return any(
+        Path(path).exists()
+        for path in ("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes", "/sys/fs/cgroup/pycontainer/memory.swap.max")
+    )
+
+
+# ── /etc ──
+
+
+def etc_files(hostname: str, options: Options) -> dict[str, bytes]:
+    """Return the three files of /etc that are the container's, not the image's."""
+    if options.network == "host":
+        hosts = _read("/etc/hosts")
+    else:
+        hosts = (
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nff02::1\tip6-allnodes\n"
+            f"ff02::2\tip6-allrouters\n127.0.1.1\t{hostname}\n"
+        )
+    hosts += "".join(f"{address}\t{name}\n" for name, address in options.extra_hosts.items())
+    if options.dns:
+        resolv = "".join(f"nameserver {address}\n" for address in options.dns)
+    else:
+        resolv = _read("/etc/resolv.conf") if options.network == "host" else ""
+    return {
+        "/etc/hostname": f"{hostname}\n".encode(),
+        "/etc/hosts": hosts.encode(),
+        "/etc/resolv.conf": resolv.encode(),
+    }
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="surrogateescape")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,214 @@
+"""From the mounts of a runtime document to steps: option words, sources opened on the host, attachment inside.
+
+The option words are those of mount(8) and of the specification (config.md, "Linux mount options"). A word that is none
+goes to the file system, whose answer decides.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import attrs
+
+from pycontainer._ffi import lib
+from pycontainer.errors import StartError, Unsupported
+from pycontainer.oci import runtime as oci
+from pycontainer.runtime.program import CWD, Program
+
+__all__ = ["Options", "add_bind", "add_mount", "parse_options"]
+
+RDONLY = 0x00000001  # MOUNT_ATTR_* of linux/mount.h
+NOSUID = 0x00000002
+NODEV = 0x00000004
+NOEXEC = 0x00000008
+ATIME = 0x00000070
+NOATIME = 0x00000010
+STRICTATIME = 0x00000020
+NODIRATIME = 0x00000080
+NOSYMFOLLOW = 0x00200000
+
+OPEN_TREE_CLONE = 1
+AT_RECURSIVE = 0x8000
+
+_SET = {
+    "ro": RDONLY,
+    "nosuid": NOSUID,
+    "nodev": NODEV,
+    "noexec": NOEXEC,
+    "noatime": NOATIME,
+    "strictatime": STRICTATIME,
+    "nodiratime": NODIRATIME,
+    "nosymfollow": NOSYMFOLLOW,
+}
+_CLEAR = {
+    "rw": RDONLY,
+    "suid": NOSUID,
+    "dev": NODEV,
+    "exec": NOEXEC,
+    "diratime": NODIRATIME,
+    "symfollow": NOSYMFOLLOW,
+}
+_ATIME_WORDS = {"relatime", "atime", "nostrictatime"}
+_PROPAGATION = {"private": 1 << 18, "slave": 1 << 19, "shared": 1 << 20, "unbindable": 1 << 17}
+_IGNORED = {"defaults", "silent", "loud", "nofail", "mand", "nomand", "norelatime", "async"}  # the kernel's default, or no meaning
+_SUPERBLOCK = {"sync", "dirsync", "lazytime", "nolazytime", "iversion", "noiversion"}
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """The option words of one mount, sorted out.
+
+    Attributes:
+        attributes: ``MOUNT_ATTR_*`` to set.
+        clear: ``MOUNT_ATTR_*`` to clear.
+        recursive: whether attributes hold for nested mounts too (``rro`` and its like).
+        bind: a bind mount.
+        bind_recursive: with the mounts below it.
+        propagation: ``MS_*`` of mount_namespaces(7).
+        propagation_recursive: for nested mounts too.
+        idmap: show it through id mappings.
+        data: the words for the file system.
+    """
+
+    attributes: int = 0
+    clear: int = 0
+    recursive: bool = False
+    bind: bool = False
+    bind_recursive: bool = False
+    propagation: int = 0
+    propagation_recursive: bool = False
+    idmap: bool = False
+    data: tuple[str, ...] = ()
+
+
+@functools.lru_cache(maxsize=512)
+def parse_options(words: tuple[str, ...]) -> Options:
+    """Sort out the option words of a mount.
+
+    Raises:
+        Unsupported: a word would change a mount that is there already (``remount``).
+    """
+    attributes = clear = propagation = 0
+    recursive = bind = bind_recursive = propagation_recursive = idmap = False
+    data: list[str] = []
+    for word in words:
+        plain = word[1:] if word.startswith("r") and (word[1:] in _SET or word[1:] in _CLEAR or word[1:] in _ATIME_WORDS) else word
+        if plain != word:
+            recursive = True
+        if plain in _SET:
+            if _SET[plain] & ATIME:
+                attributes &= ~ATIME
+                clear |= ATIME
+            attributes |= _SET[plain]
+            clear &= ~(_SET[plain] & ~ATIME)
+        elif plain in _CLEAR:
+            attributes &= ~_CLEAR[plain]
+            clear |= _CLEAR[plain]
+        elif plain in _ATIME_WORDS:
+            attributes &= ~ATIME
+            clear |= ATIME
+        elif word in ("bind", "rbind"):
+            bind, bind_recursive = True, bind_recursive or word == "rbind"
+        elif word.removeprefix("r") in _PROPAGATION:
+            propagation = _PROPAGATION[word.removeprefix("r")]
+            propagation_recursive = word.startswith("r")
+        elif word in ("idmap", "ridmap"):
+            idmap = True
+        elif word == "remount":
+            msg = "mount option 'remount' changes a mount that is there already; give the final options on the mount itself"
+            raise Unsupported(msg)
+        elif word not in _IGNORED:
+            data.append(word)
+    return Options(
+        attributes=attributes,
+        clear=clear,
+        recursive=recursive,
+        bind=bind,
+        bind_recursive=bind_recursive,
+        propagation=propagation,
+        propagation_recursive=propagation_recursive,
+        idmap=idmap,
+        data=tuple(data),
+    )
+
+
+def add_mount(program: Program, mount: oci.Mount, *, prepared: int | None = None) -> None:
+    """Append the steps for one mount, in the container's namespaces; ``prepared`` is a bind that the host steps opened."""
+    options = parse_options(mount.options)
+    target = mount.destination
+    if prepared is not None:
+        program.attach("mount", prepared, target, flags=lib.PYC_MAKE_LIKE)
+        return
+    if mount.uid_mappings or mount.gid_mappings or options.idmap:
+        msg = f"mount {target}: id mappings are for bind mounts, not for {mount.type}"
+        raise Unsupported(msg)
+    kind = mount.type or "none"
+    label = f"mount {kind} on"
+    data = options.data
+    if mount.source and mount.source not in (kind, "none") and kind not in _NO_SOURCE:
+        data = (f"source={mount.source}", *data)
+    fd = program.mount(label, kind, data, attributes=options.attributes & ~ATIME | _atime(options))
+    if options.propagation:
+        program.step(lib.PYC_OP_SETATTR, label, fd=fd, c=options.propagation)
+    flags = lib.PYC_MAKE_DIR | (lib.PYC_NOFOLLOW if kind in ("proc", "sysfs") else 0)
+    program.attach(label, fd, target, flags=flags)
+
+
+_NO_SOURCE = {"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "shm"}
+
+
+def _atime(options: Options) -> int:
+    return options.attributes & ATIME
+
+
+def add_bind(program: Program, mount: oci.Mount, *, bundle: str | None = None, userns_fd: int = -1) -> int:
+    """Append the host steps that open the source of a bind mount with all its attributes; return the mount's operand.
+
+    Everything is done on the detached copy, before the container can see it: there is no moment at which a read-only
+    bind is writable, and no path of the container takes part (CVE-2021-30465).
+    """
+    options = parse_options(mount.options)
+    source = mount.source or ""
+    if not source.startswith("/"):
+        if bundle is None:
+            raise StartError("bind mount", source, 0, "the source must be an absolute path on the host")
+        source = str(Path(bundle, source))
+    if options.data:
+        msg = f"bind mount of {source}: options {', '.join(options.data)} are not for bind mounts"
+        raise Unsupported(msg)
+    flags = OPEN_TREE_CLONE | (AT_RECURSIVE if options.bind_recursive else 0)
+    fd = program.step(
+        lib.PYC_OP_OPEN_TREE, "open the source of a bind mount,", source, fd=CWD, a=flags, host=True, result=True
+    )
+    recursive = lib.PYC_RECURSIVE if options.recursive else 0
+    if options.attributes or options.clear:
+        program.step(
+            lib.PYC_OP_SETATTR,
+            f"set {','.join(mount.options)} on the bind mount of {source}",
+            fd=fd,
+            a=options.attributes,
+            b=options.clear,
+            flags=recursive,
+            host=True,
+        )
+    program.step(
+        lib.PYC_OP_SETATTR,
+        f"set the propagation of the bind mount of {source}",
+        fd=fd,
+        c=options.propagation or _PROPAGATION["private"],
+        flags=lib.PYC_RECURSIVE if options.propagation_recursive or not options.propagation else 0,
+        host=True,
+    )
+    if userns_fd >= 0:
+        program.step(
+            lib.PYC_OP_SETATTR, f"map the ids of the bind mount of {source}", fd=fd, fd2=userns_fd, host=True
+        )
+    return fd
+
+
+def is_bind(mount: oci.Mount) -> bool:
+    """Whether a mount shows something of the host."""
+    return mount.type == "bind" or parse_options(mount.options).bind
+
+

@@ -1,0 +1,651 @@
+"""From a runtime document to a program of steps: the one way in which every container starts.
+
+The order is the specification's: cgroup, namespaces, root, mounts, devices, masks, identity, execve. Whatever needs a path
+of the host is done by host steps and enters as a descriptor; after pivot_root every path is the container's.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import struct
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from pycontainer._ffi import lib
+from pycontainer.errors import Unsupported
+from pycontainer.oci import runtime as oci
+from pycontainer.runtime import capabilities, mounts
+from pycontainer.runtime.cgroups import Cgroups
+from pycontainer.runtime.keeper import ATTACH_POINT, Keeper, helper_fd
+from pycontainer.runtime.program import CWD, Program
+from pycontainer.runtime.seccomp import Filter
+
+__all__ = ["Directory", "Overlay", "Start", "build"]
+
+CLONE = {
+    "mount": 0x00020000,
+    "cgroup": 0x02000000,
+    "uts": 0x04000000,
+    "ipc": 0x08000000,
+    "user": 0x10000000,
+    "pid": 0x20000000,
+    "network": 0x40000000,
+    "time": 0x00000080,
+}
+SYNC_CREATE_RUNTIME = 1
+OPEN = int(lib.PYC_OP_OPEN)
+O_PATH = 0o10000000
+
+_O_CREAT = os.O_CREAT
+_S_IFREG, _S_IFCHR, _S_IFBLK, _S_IFIFO = 0o100000, 0o020000, 0o060000, 0o010000
+_PR_SET_PDEATHSIG = 1
+_INFINITY = (1 << 64) - 1
+_DEFAULT_DEVICES = (
+    ("/dev/null", 1, 3),
+    ("/dev/zero", 1, 5),
+    ("/dev/full", 1, 7),
+    ("/dev/random", 1, 8),
+    ("/dev/urandom", 1, 9),
+    ("/dev/tty", 5, 0),
+)
+_DEFAULT_LINKS = (
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+)
+
+
+@attrs.frozen(kw_only=True)
+class Overlay:
+    """A root made of read-only layers with a writable one on top.
+
+    Attributes:
+        lowers: directories, topmost first.
+        directory: holds ``upper`` and ``work``, made by the start.
+        userns_fd: user namespace through which the layers are shown, or -1.
+    """
+
+    lowers: tuple[str, ...]
+    directory: str
+    userns_fd: int = -1
+
+
+@attrs.frozen(kw_only=True)
+class Directory:
+    """A root that is a directory of the host as it is, as in a bundle."""
+
+    path: str
+
+
+@attrs.define(kw_only=True)
+class Start:
+    """All that one start needs beside its document.
+
+    Attributes:
+        spec: the document, with a process.
+        container_id: names the cgroup.
+        root: the root file system.
+        keeper: in whose namespaces it is born.
+        cgroups: the control groups of the engine.
+        seccomp: the compiled filter, or None.
+        stdio: descriptors for 0, 1 and 2; -1 where a terminal takes their place.
+        init: run the helper as PID 1, which starts the program and reaps.
+        files: small files laid over the image's, by path.
+        bundle: directory to which relative sources refer.
+        park: wait for :meth:`Process.resume` before the root is entered, for hooks.
+        join: descriptors of namespaces to join, by type.
+    """
+
+    spec: oci.Spec
+    container_id: str
+    root: Overlay | Directory
+    keeper: Keeper
+    cgroups: Cgroups
+    seccomp: Filter | None = None
+    stdio: tuple[int, int, int] = (-1, -1, -1)
+    init: bool = False
+    files: Mapping[str, bytes] = attrs.Factory(dict)
+    bundle: str | None = None
+    park: bool = False
+    join: Mapping[str, int] = attrs.Factory(dict)
+
+
+def build(start: Start) -> Program:
+    """Return the program that starts a container.
+
+    Raises:
+        Unsupported: the document asks for something that this host or version cannot do.
+    """
+    return _Builder(start).build()
+
+
+def add_overlay(program: Program, lowers: Sequence[str], directory: str | None = None) -> int:
+    """Append the host step that mounts layers over each other, attached nowhere; return the mount's operand.
+
+    Args:
+        program: where to.
+        lowers: directories, topmost first; two at least when nothing is writable.
+        directory: holds ``upper`` and ``work``; None for a read-only view.
+    """
+    options = [f"lowerdir+={path}" for path in lowers]
+    if directory is not None:
+        options += [f"upperdir={directory}/upper", f"workdir={directory}/work", "volatile", "xino=off"]
+    return program.mount("mount the root overlay", "overlay", options, host=True)
+
+
+class _Builder:
+    def __init__(self, start: Start) -> None:
+        self.start = start
+        self.spec = start.spec
+        self.linux = start.spec.linux
+        if start.spec.process is None:
+            msg = "the document has no process to start"
+            raise Unsupported(msg)
+        self.process = start.spec.process
+        self.program = Program()
+        self.new = {n.type for n in self.linux.namespaces if n.type not in start.join}
+        self.has = self.new | set(start.join)
+        self.userns = "user" in self.has
+        self.attach_point = ATTACH_POINT
+
+    def build(self) -> Program:
+        refuse_unsupported(self.spec)
+        self._clone()
+        resources = self.linux.resources or oci.Resources()
+        root = self._root()
+        self.start.cgroups.add_steps(self.program, self.start.container_id, resources)
+        binds = self._binds()
+        self._enter_namespaces()
+        files = self._small_files()
+        if self.start.park:
+            self.program.status = True
+            self.program.step(lib.PYC_OP_SYNC, "wait for the hooks", a=SYNC_CREATE_RUNTIME)
+        self._pivot(root)
+        self._mounts(binds, files)
+        self._devices()
+        self._protect()
+        self._identity()
+        self._execute()
+        return self.program
+
+    # ── namespaces ──
+
+    def _clone(self) -> None:
+        program, keeper = self.program, self.start.keeper
+        if "mount" not in self.has:
+            msg = "linux.namespaces: a container needs a mount namespace of its own; add {'type': 'mount'}"
+            raise Unsupported(msg)
+        if "mount" in self.start.join:
+            msg = "linux.namespaces: joining a mount namespace by path is not possible at the start of a container"
+            raise Unsupported(msg)
+        program.clone_flags = sum(CLONE[name] for name in self.new & {"pid", "network", "ipc", "uts", "user"})
+        if "pid" in self.start.join:
+            program.pidns_fd, program.own_pidns_fd = self.start.join["pid"], keeper.own_pidns_fd
+        if "user" in self.new:
+            # Whoever may write the maps must not be kept waiting by vfork; and a namespace of mounts has to belong to
+            # the new user namespace, so it is made with it.
+            program.status = True
+            program.clone_flags |= CLONE["mount"]
+            program.uid_map = _id_map(self.linux.uid_mappings)
+            program.gid_map = _id_map(self.linux.gid_mappings)
+        program.step(lib.PYC_OP_SEAL_FDS, "close the caller's descriptors", a=3)
+        # Until the keeper knows it, the kernel ends it with its caller; a program could switch that off, not the keeper.
+        program.step(lib.PYC_OP_PRCTL, "tie the process to its caller", a=_PR_SET_PDEATHSIG, b=9)
+        program.step(lib.PYC_OP_REGISTER, "register with the keeper", self.start.container_id, fd=keeper.socket_fd)
+        program.step(lib.PYC_OP_UMASK, "clear the umask", a=0)
+
+    def _enter_namespaces(self) -> None:
+        program, keeper = self.program, self.start.keeper
+        if self.process.oom_score_adj is not None:
+            program.write(
+                "set oom_score_adj", "/proc/self/oom_score_adj", str(self.process.oom_score_adj).encode(), proc=True
+            )
+        self._time_namespace()
+        if self.userns:
+            self._enter_user_namespace()
+        else:
+            program.step(lib.PYC_OP_SETNS, "enter the small mount namespace", fd=keeper.pidfd, a=CLONE["mount"])
+            program.step(
+                lib.PYC_OP_UNSHARE,
+                "make the mount and cgroup namespaces",
+                a=CLONE["mount"] | (CLONE["cgroup"] if "cgroup" in self.new else 0),
+            )
+        for kind in ("network", "ipc", "uts", "cgroup"):
+            if kind in self.start.join:
+                program.step(lib.PYC_OP_SETNS, f"join the {kind} namespace", fd=self.start.join[kind], a=CLONE[kind])
+        if self.spec.hostname:
+            self._need("uts", "hostname")
+            program.step(lib.PYC_OP_HOSTNAME, "set the host name", self.spec.hostname)
+        if self.spec.domainname:
+            self._need("uts", "domainname")
+            program.step(lib.PYC_OP_DOMAINNAME, "set the domain name", self.spec.domainname)
+        if "network" in self.new:
+            program.step(lib.PYC_OP_LOOPBACK, "bring up the loopback interface")
+
+    def _enter_user_namespace(self) -> None:
+        program = self.program
+        if "user" in self.start.join:
+            program.step(lib.PYC_OP_SETNS, "join the user namespace", fd=self.start.join["user"], a=CLONE["user"])
+            program.step(lib.PYC_OP_UNSHARE, "make the mount namespace", a=CLONE["mount"])
+        program.step(lib.PYC_OP_GROUPS, "drop the caller's groups", data=b"", flags=lib.PYC_DENIED_OK)
+        program.step(lib.PYC_OP_IDS, "become root of the user namespace")
+        if "cgroup" in self.new:
+            program.step(lib.PYC_OP_UNSHARE, "make the cgroup namespace", a=CLONE["cgroup"])
+        self.attach_point = str(self.start.keeper.instance)
+        program.step(
+            lib.PYC_OP_SETATTR, "make the mounts private", "/", fd=CWD, c=1 << 18, flags=lib.PYC_RECURSIVE
+        )
+
+    def _time_namespace(self) -> None:
+        if "time" in self.start.join:
+            self.program.step(lib.PYC_OP_SETNS, "join the time namespace", fd=self.start.join["time"], a=CLONE["time"])
+        if "time" not in self.new:
+            return
+        self.program.step(lib.PYC_OP_UNSHARE, "make the time namespace", a=CLONE["time"])
+        offsets = self.linux.time_offsets
+        for name in ("monotonic", "boottime"):
+            offset = getattr(offsets, name) if offsets else None
+            if offset is not None:
+                text = f"{name} {offset.secs} {offset.nanosecs}\n"
+                self.program.write(f"set the {name} clock", "/proc/self/timens_offsets", text.encode(), proc=True)
+
+    def _need(self, namespace: str, what: str) -> None:
+        if namespace not in self.has:
+            msg = f"{what} would change the host: it needs a {namespace} namespace of the container's own"
+            raise Unsupported(msg)
+
+    # ── root ──
+
+    def _root(self) -> int:
+        program, root = self.program, self.start.root
+        if isinstance(root, Directory):
+            fd = program.step(
+                lib.PYC_OP_OPEN_TREE,
+                "open the root directory",
+                root.path,
+                fd=CWD,
+                a=mounts.OPEN_TREE_CLONE | mounts.AT_RECURSIVE,
+                host=True,
+                result=True,
+            )
+            program.step(
+                lib.PYC_OP_SETATTR,
+                "make the root private",
+                fd=fd,
+                c=1 << 18,
+                flags=lib.PYC_RECURSIVE,
+                host=True,
+            )
+            return fd
+        name = self.start.container_id
+        for path in (name, f"{name}/upper", f"{name}/work"):
+            program.mkdir("make the container's directory", path, fd=self.start.keeper.instance_fd, host=True)
+        return add_overlay(program, root.lowers, root.directory)
+
+    def _pivot(self, root: int) -> None:
+        self.program.step(lib.PYC_OP_PIVOT, "enter the container's root", self.attach_point, fd=root)
+
+    # ── mounts ──
+
+    def _binds(self) -> dict[int, int]:
+        """Open the sources of all bind mounts on the host; by the mount's number."""
+        return {
+            number: mounts.add_bind(
+                self.program, mount, bundle=self.start.bundle, userns_fd=self._mount_userns(mount)
+            )
+            for number, mount in enumerate(self.spec.mounts)
+            if mounts.is_bind(mount)
+        }
+
+    def _mount_userns(self, mount: oci.Mount) -> int:
+        if not (mount.uid_mappings or mount.gid_mappings or mounts.parse_options(mount.options).idmap):
+            return -1
+        raise Unsupported(f"mount {mount.destination}: idmapped bind mounts")
+
+    def _small_files(self) -> dict[str, int]:
+        """Put the small files on a tmpfs of their own, seen nowhere but where each is bound; by path."""
+        program, files = self.program, self.start.files
+        if not files:
+            return {}
+        label = "make the container's own files in /etc"
+        fd = program.mount(label, "tmpfs", ["mode=755", "size=1m"])
+        program.attach(label, fd, self.attach_point)
+        operands = {}
+        for number, (path, data) in enumerate(files.items()):
+            program.write(label, str(number), data, fd=fd, open_flags=_O_CREAT)
+            operands[path] = program.step(
+                lib.PYC_OP_OPEN_TREE, label, str(number), fd=fd, a=mounts.OPEN_TREE_CLONE, result=True
+            )
+        return operands
+
+    def _mounts(self, binds: Mapping[int, int], files: Mapping[str, int]) -> None:
+        covered = set()
+        for number, mount in enumerate(self.spec.mounts):
+            covered.add(mount.destination.rstrip("/"))
+            if mount.type in ("cgroup", "cgroup2") and number not in binds:
+                self._cgroup_mount(mount)
+            else:
+                mounts.add_mount(self.program, mount, prepared=binds.get(number))
+        for path, fd in files.items():
+            if path not in covered:
+                self.program.attach(f"lay {path} over the image's", fd, path, flags=lib.PYC_MAKE_FILE)
+
+    def _cgroup_mount(self, mount: oci.Mount) -> None:
+        program, cgroups = self.program, self.start.cgroups
+        options = mounts.parse_options(mount.options)
+        target = mount.destination
+        if cgroups.version == "v2":
+            if "cgroup" in self.has:
+                mounts.add_mount(program, attrs.evolve(mount, type="cgroup2", source="cgroup2"))
+                return
+            fd = self._cgroup_tree("", options.attributes, next(iter(cgroups.parent_fds), -1))
+            program.attach("mount the control group on", fd, target, flags=lib.PYC_MAKE_DIR)
+            return
+        label = "mount the control groups on"
+        top = program.mount(label, "tmpfs", ["mode=755", "size=64k"], attributes=options.attributes & ~mounts.RDONLY)
+        program.attach(label, top, target, flags=lib.PYC_MAKE_DIR)
+        for hierarchy, parent in cgroups.used(self.linux.resources or oci.Resources()):
+            fd = self._cgroup_tree(hierarchy.name, options.attributes, parent)
+            program.attach(label, fd, f"{target}/{hierarchy.name}", flags=lib.PYC_MAKE_DIR)
+            for name in hierarchy.name.split(","):
+                if name != hierarchy.name:
+                    program.step(lib.PYC_OP_SYMLINK, label, f"{target}/{name}", fd=CWD, text=hierarchy.name)
+        if options.attributes & mounts.RDONLY:
+            program.step(lib.PYC_OP_SETATTR, label, target, fd=CWD, a=mounts.RDONLY)
+
+    def _cgroup_tree(self, name: str, attributes: int, parent: int) -> int:
+        label = f"open the control group {name}".rstrip()
+        fd = self.program.step(
+            lib.PYC_OP_OPEN_TREE,
+            label,
+            self.start.container_id,
+            fd=parent,
+            a=mounts.OPEN_TREE_CLONE,
+            host=True,
+            result=True,
+        )
+        self.program.step(lib.PYC_OP_SETATTR, label, fd=fd, a=attributes & ~mounts.ATIME, c=1 << 18, host=True)
+        return fd
+
+    # ── /dev and protection ──
+
+    def _devices(self) -> None:
+        program = self.program
+        dev = next((m for m in reversed(self.spec.mounts) if m.destination.rstrip("/") == "/dev"), None)
+        own = self.linux.devices
+        if dev is None or not mounts.is_bind(dev):
+            named = {device.path for device in own}
+            for path, major, minor in _DEFAULT_DEVICES:
+                if path not in named:
+                    self._node(path, _S_IFCHR | 0o666, os.makedev(major, minor), 0)
+            for path, text in _DEFAULT_LINKS:
+                program.step(lib.PYC_OP_SYMLINK, "link", path, fd=CWD, text=text, flags=lib.PYC_EXISTS_OK)
+            if any(m.destination.rstrip("/") == "/dev/pts" for m in self.spec.mounts):
+                program.step(
+                    lib.PYC_OP_SYMLINK, "link", "/dev/ptmx", fd=CWD, text="pts/ptmx", flags=lib.PYC_EXISTS_OK
+                )
+        for device in own:
+            kind = {"c": _S_IFCHR, "u": _S_IFCHR, "b": _S_IFBLK, "p": _S_IFIFO}[device.type]
+            mode = kind | (0o666 if device.file_mode is None else device.file_mode & 0o7777)
+            owner = (device.uid or 0) << 32 | (device.gid or 0)
+            program.step(
+                lib.PYC_OP_MKDIR_IN, "make the directory of a device", os.path.dirname(device.path)  # noqa: PTH120
+            )
+            self._node(device.path, mode, os.makedev(device.major or 0, device.minor or 0), owner)
+
+    def _node(self, path: str, mode: int, number: int, owner: int) -> None:
+        program = self.program
+        if not self.userns or mode & 0o170000 == _S_IFIFO:
+            program.step(
+                lib.PYC_OP_MKNOD, "make the device", path, fd=CWD, a=mode, b=number, c=owner, flags=lib.PYC_EXISTS_OK
+            )
+            return
+        fd = program.step(
+            lib.PYC_OP_OPEN_TREE,
+            "open the host's device",
+            _host_device(path, mode, number),
+            fd=CWD,
+            a=mounts.OPEN_TREE_CLONE,
+            host=True,
+            result=True,
+        )
+        program.attach("bind the device", fd, path, flags=lib.PYC_MAKE_FILE)
+
+    def _protect(self) -> None:
+        program, linux = self.program, self.linux
+        if self.process.terminal:
+            console = "/dev/console"
+            program.step(
+                lib.PYC_OP_MKNOD, "make the console", console, fd=CWD, a=_S_IFREG | 0o600, flags=lib.PYC_EXISTS_OK
+            )
+        for name, value in linux.sysctl.items():
+            path = "/proc/sys/" + sysctl_path(name)
+            program.write(f"set the kernel parameter {name} = {value} by", path, value.encode(), proc=True)
+        program.step(lib.PYC_OP_MKDIR_IN, "make the working directory", self.process.cwd)
+        if linux.rootfs_propagation:
+            word = linux.rootfs_propagation
+            options = mounts.parse_options((word,))
+            recursive = lib.PYC_RECURSIVE if options.propagation_recursive else 0
+            program.step(
+                lib.PYC_OP_SETATTR, f"make the root {word}", "/", fd=CWD, c=options.propagation, flags=recursive
+            )
+        for path in linux.readonly_paths:
+            program.step(lib.PYC_OP_READONLY, "make read-only:", path, flags=lib.PYC_MISSING_OK)
+        if linux.masked_paths:
+            null = program.step(
+                lib.PYC_OP_OPEN, "open the null device of the container", "/dev/null", fd=CWD, a=O_PATH, result=True
+            )
+            empty = program.mount("make an empty directory for masks", "tmpfs", ["mode=555", "size=0k", "nr_inodes=1"], attributes=mounts.RDONLY)
+            for path in linux.masked_paths:
+                program.step(lib.PYC_OP_MASK, "mask", path, fd=null, fd2=empty, flags=lib.PYC_MISSING_OK)
+
+    # ── identity ──
+
+    def _identity(self) -> None:
+        program, process = self.program, self.process
+        if self.spec.root.readonly:
+            program.step(lib.PYC_OP_SETATTR, "make the root read-only", "/", fd=CWD, a=mounts.RDONLY)
+        for limit in process.rlimits:
+            number = getattr(resource, limit.type, None)
+            if number is None:
+                number = _MORE_RLIMITS.get(limit.type)
+            if number is None:
+                msg = f"process.rlimits: {limit.type} is not a limit of Linux"
+                raise Unsupported(msg)
+            program.step(
+                lib.PYC_OP_RLIMIT, f"set {limit.type} to {limit.soft}:{limit.hard}", a=number, b=limit.soft, c=limit.hard
+            )
+        self._scheduling()
+        program.step(lib.PYC_OP_KEYRING, "make a session keyring", flags=lib.PYC_DENIED_OK)
+        self._streams()
+        self._credentials()
+
+    def _streams(self) -> None:
+        program, process = self.program, self.process
+        if process.terminal:
+            program.status = True
+            size = process.console_size
+            devpts = program.step(
+                lib.PYC_OP_OPEN, "open the terminals of the container", "/dev/pts", fd=CWD, a=os.O_DIRECTORY, result=True
+            )
+            program.step(
+                lib.PYC_OP_TTY,
+                "make the terminal",
+                "/dev/console",
+                fd=devpts,
+                a=(size.height << 16 | size.width) if size else 0,
+                b=process.user.uid,
+            )
+            return
+        program.step(lib.PYC_OP_SETSID, "start a session")
+        stdin, stdout, stderr = self.start.stdio
+        program.step(
+            lib.PYC_OP_STDIO,
+            "give the process its standard streams",
+            fd=stdin,
+            fd2=stdout,
+            a=stderr & ((1 << 64) - 1),
+            b=process.user.uid,
+            c=process.user.gid,
+        )
+
+    def _scheduling(self) -> None:
+        program, process = self.program, self.process
+        if process.scheduler is not None:
+            program.step(lib.PYC_OP_SCHED, "set the scheduler", data=_sched_attr(process.scheduler))
+        if process.io_priority is not None:
+            kind = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}[process.io_priority.class_]
+            program.step(lib.PYC_OP_IOPRIO, "set the I/O priority", a=kind << 13 | (process.io_priority.priority or 0))
+        affinity = process.exec_cpu_affinity
+        if affinity is not None:
+            for label, cpus in (("initial", affinity.initial), ("final", affinity.final)):
+                if cpus:
+                    program.step(lib.PYC_OP_AFFINITY, f"set the {label} CPU affinity {cpus}", data=_cpu_mask(cpus))
+        if self.linux.personality is not None:
+            value = {"LINUX": 0, "LINUX32": 8}[self.linux.personality.domain]
+            program.step(lib.PYC_OP_PERSONALITY, "set the execution domain", a=value)
+
+    def _credentials(self) -> None:
+        """In this order: nothing that is still needed is given up too early, and nothing is given back."""
+        program, process = self.program, self.process
+        caps = process.capabilities or oci.Capabilities()
+        bounding = capabilities.to_mask(caps.bounding)
+        program.step(lib.PYC_OP_CHDIR, "enter the working directory", process.cwd)
+        program.step(lib.PYC_OP_BOUNDING, "limit the capabilities", a=bounding, b=len(capabilities.supported()) - 1)
+        if not process.no_new_privileges:
+            self._load_filter()  # it takes CAP_SYS_ADMIN, which is about to go
+        user = process.user
+        groups = struct.pack(f"<{len(user.additional_gids)}I", *user.additional_gids)
+        program.step(lib.PYC_OP_GROUPS, "set the groups", data=groups)
+        program.step(lib.PYC_OP_IDS, f"become user {user.uid} and group {user.gid}", a=user.uid, b=user.gid)
+        program.step(
+            lib.PYC_OP_CAPS,
+            "set the capabilities",
+            a=capabilities.to_mask(caps.effective),
+            b=capabilities.to_mask(caps.permitted),
+            c=capabilities.to_mask(caps.inheritable),
+        )
+        if caps.ambient:
+            program.step(lib.PYC_OP_AMBIENT, "set the ambient capabilities", a=capabilities.to_mask(caps.ambient))
+        program.step(lib.PYC_OP_UMASK, "set the umask", a=0o022 if user.umask is None else user.umask)
+        program.step(lib.PYC_OP_PRCTL, "tie the process to its caller", a=_PR_SET_PDEATHSIG, b=9)
+        if process.no_new_privileges:
+            program.step(lib.PYC_OP_NO_NEW_PRIVS, "set no_new_privs")
+            self._load_filter()
+
+    def _load_filter(self) -> None:
+        compiled = self.start.seccomp
+        if compiled is not None:
+            self.program.step(lib.PYC_OP_SECCOMP, "load the seccomp filter", data=compiled.program, a=compiled.flags)
+
+    def _execute(self) -> None:
+        process = self.process
+        path = next((v[5:] for v in process.env if v.startswith("PATH=")), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        if self.start.init:
+            self.program.status = True
+            self.program.status_target = 3
+            self.program.execute(
+                "execute the init", "", ["pycontainer-init", "init", *process.args], process.env, fd=helper_fd()
+            )
+            return
+        self.program.execute("execute", process.args[0], process.args, process.env, search_path=path)
+
+
+_MORE_RLIMITS = {"RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12, "RLIMIT_NICE": 13, "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15}
+
+
+def refuse_unsupported(spec: oci.Spec) -> None:
+    """Refuse what a document may ask for and this version does not do.
+
+    Raises:
+        Unsupported: naming the property.
+    """
+    linux, process = spec.linux, spec.process
+    refused = {
+        "linux.intelRdt": linux.intel_rdt,
+        "linux.netDevices": linux.net_devices,
+        "linux.memoryPolicy": linux.memory_policy,
+        "linux.mountLabel": linux.mount_label,
+        "linux.seccomp.listenerPath": linux.seccomp.listener_path if linux.seccomp else None,
+        "process.apparmorProfile": process.apparmor_profile if process else None,
+        "process.selinuxLabel": process.selinux_label if process else None,
+    }
+    for name, value in refused.items():
+        if value:
+            msg = f"{name} is not supported by this version of pycontainer; remove it from the document"
+            raise Unsupported(msg)
+
+
+def sysctl_path(name: str) -> str:
+    """Return the path below /proc/sys of a kernel parameter, see sysctl(8): ``.`` and ``/`` trade places by the first."""
+    first = next((c for c in name if c in "./"), ".")
+    parts = name.split(first)
+    if first == ".":
+        parts = [part.replace("/", ".") for part in parts]
+    if any(part in ("", ".", "..") for part in parts):
+        msg = f"not the name of a kernel parameter: {name!r}"
+        raise ValueError(msg)
+    return "/".join(parts)
+
+
+def _host_device(path: str, mode: int, number: int) -> str:
+    """Return the host's node of a device, which a user namespace can only bind, not make."""
+    for candidate in (path, f"/dev/{os.path.basename(path)}", f"/dev/{'block' if mode & _S_IFBLK == _S_IFBLK else 'char'}/{os.major(number)}:{os.minor(number)}"):  # noqa: PTH119
+        try:
+            found = os.stat(candidate)  # noqa: PTH116
+        except FileNotFoundError:
+            continue
+        if found.st_rdev == number and found.st_mode & 0o170000 == mode & 0o170000:
+            return candidate
+    msg = f"device {path}: a container in a user namespace can only get devices that the host has a node of"
+    raise Unsupported(msg)
+
+
+def _id_map(mappings: tuple[oci.IdMapping, ...]) -> str:
+    if not mappings:
+        msg = "linux.uidMappings and gidMappings: a new user namespace needs them"
+        raise Unsupported(msg)
+    return "".join(f"{m.container_id} {m.host_id} {m.size}\n" for m in mappings)
+
+
+_POLICIES = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_IDLE": 5, "SCHED_DEADLINE": 6}
+_SCHED_FLAGS = {
+    "SCHED_FLAG_RESET_ON_FORK": 0x01,
+    "SCHED_FLAG_RECLAIM": 0x02,
+    "SCHED_FLAG_DL_OVERRUN": 0x04,
+    "SCHED_FLAG_KEEP_POLICY": 0x08,
+    "SCHED_FLAG_KEEP_PARAMS": 0x10,
+    "SCHED_FLAG_UTIL_CLAMP_MIN": 0x20,
+    "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
+}
+
+
+def _sched_attr(scheduler: oci.Scheduler) -> bytes:
+    """Return a ``struct sched_attr``, see sched_setattr(2)."""
+    if scheduler.policy not in _POLICIES:
+        msg = f"process.scheduler.policy: {scheduler.policy} does not exist in Linux"
+        raise Unsupported(msg)
+    flags = sum(_SCHED_FLAGS[name] for name in scheduler.flags)
+    return struct.pack(
+        "<IIQiIQQQ",
+        48,
+        _POLICIES[scheduler.policy],
+        flags,
+        scheduler.nice,
+        scheduler.priority,
+        scheduler.runtime,
+        scheduler.deadline,
+        scheduler.period,
+    )
+
+
+def _cpu_mask(text: str) -> bytes:
+    mask = 0
+    for part in text.replace(" ", "").split(","):
+        first, _, last = part.partition("-")
+        for cpu in range(int(first), int(last or first) + 1):
+            mask |= 1 << cpu
+    return mask.to_bytes(max(8, (mask.bit_length() + 63) // 64 * 8), "little")

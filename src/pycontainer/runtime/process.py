@@ -1,0 +1,271 @@
+"""One process started by the core: wait for it, signal it, feed it, read it. Tracked by pidfd, never by number."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import termios
+import time
+from collections.abc import Callable
+
+import attrs
+
+from pycontainer._ffi import ffi, lib, new_error, read_error
+from pycontainer.errors import StartError
+from pycontainer.runtime.program import Program
+
+__all__ = ["Exit", "Process", "Streams"]
+
+_CHUNK = 1 << 16
+_KILLED = 9
+_CLD_EXITED = 1
+
+Sink = Callable[[bytes], object]
+
+
+@attrs.frozen(kw_only=True)
+class Exit:
+    """How a process ended, see waitid(2).
+
+    Attributes:
+        status: its exit status, 0 when a signal ended it.
+        signal: the signal that ended it, or 0.
+        user_us: its CPU time in programs, microseconds, with that of the children it waited for.
+        system_us: the same in the kernel.
+        max_rss: its largest resident set, bytes.
+    """
+
+    status: int
+    signal: int
+    user_us: int
+    system_us: int
+    max_rss: int
+
+
+@attrs.define(kw_only=True)
+class Streams:
+    """The caller's ends of a process's standard streams; closed by :meth:`Process.communicate`.
+
+    Attributes:
+        stdin: write end, or -1.
+        data: what to write there before it is closed.
+        outputs: read ends with the function that takes what arrives.
+        relay: a descriptor whose bytes are passed on to stdin as they come (a terminal), or -1; not closed.
+    """
+
+    stdin: int = -1
+    data: bytes = b""
+    outputs: list[tuple[int, Sink]] = attrs.Factory(list)
+    relay: int = -1
+
+    def close(self) -> None:
+        """Close what is open; safe to call again."""
+        if self.stdin >= 0:
+            os.close(self.stdin)
+            self.stdin = -1
+        while self.outputs:
+            os.close(self.outputs.pop()[0])
+
+
+class Process:
+    """A started process, or one that is parked at a ``SYNC`` step.
+
+    Args:
+        program: the steps; its host steps run in this thread.
+
+    Raises:
+        StartError: a step failed; the process is gone.
+    """
+
+    __slots__ = ("_child", "_exit", "pidfd", "terminal")
+
+    def __init__(self, program: Program) -> None:
+        self._child = ffi.new("PycChild *")
+        self._exit: Exit | None = None
+        packed = program.pack()
+        err = new_error()
+        if lib.pyc_spawn(ffi.from_buffer(packed), len(packed), self._child, err) < 0:
+            raise StartError(*read_error(err))
+        self.pidfd: int = self._child.pidfd
+        self.terminal: int = self._child.tty_fd
+
+    @property
+    def pid(self) -> int:
+        """Its number in the caller's pid namespace, for people and for hooks; use :attr:`pidfd` to act on it."""
+        return int(self._child.pid)
+
+    @property
+    def parked_at(self) -> int | None:
+        """The number of the ``SYNC`` step at which it waits, or None when it runs its program."""
+        return int(self._child.value) if self._child.event == lib.PYC_EVENT_PARKED else None
+
+    def resume(self) -> None:
+        """Let a parked process go on to its next ``SYNC`` step or to its program.
+
+        Raises:
+            StartError: a step failed; the process is gone.
+        """
+        err = new_error()
+        if lib.pyc_resume(self._child, err) < 0:
+            self.pidfd = -1
+            raise StartError(*read_error(err))
+        self.terminal = self._child.tty_fd
+
+    def abandon(self) -> None:
+        """Kill and reap a parked process."""
+        lib.pyc_abandon(self._child, new_error())
+        self.pidfd = -1
+
+    def kill(self, signal: int = _KILLED) -> None:
+        """Send a signal; to a process that has ended, nothing happens.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        if self._exit is None and self.pidfd >= 0:
+            code = lib.pyc_kill(self.pidfd, signal)
+            if code < 0 and code != -3:  # noqa: PLR2004 - ESRCH
+                raise OSError(-code, os.strerror(-code))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Set the window size of its terminal, if it has one; see ioctl_tty(2)."""
+        if self.terminal >= 0:
+            termios.tcsetwinsize(self.terminal, (rows, columns))
+
+    def __del__(self) -> None:
+        """Never leave a process behind, even one whose owner was interrupted before it had it."""
+        if getattr(self, "pidfd", -1) >= 0:
+            self.close()
+
+    def wait(self, *, block: bool = True) -> Exit | None:
+        """Reap the process; return how it ended, or None when it still runs and ``block`` is false."""
+        if self._exit is None:
+            ended = ffi.new("PycWait *")
+            err = new_error()
+            if lib.pyc_wait(self.pidfd, block, ended, err) < 0:
+                step, _, errno = read_error(err)
+                raise OSError(errno, f"{step}: {os.strerror(errno)}")
+            if ended.code == 0:
+                return None
+            exited = ended.code == _CLD_EXITED
+            self._exit = Exit(
+                status=ended.status if exited else 0,
+                signal=0 if exited else ended.status,
+                user_us=ended.user_us,
+                system_us=ended.system_us,
+                max_rss=ended.max_rss,
+            )
+        return self._exit
+
+    def close(self) -> None:
+        """Close the descriptors; a process that still runs is killed first and reaped. Safe to call again."""
+        if self.pidfd >= 0:
+            if self._exit is None:
+                self.kill()
+                self.wait()
+            os.close(self.pidfd)
+            self.pidfd = -1
+        if self.terminal >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self.terminal)
+            self.terminal = -1
+
+    def communicate(self, streams: Streams, *, deadline: float | None = None) -> bool:
+        """Feed and read the process until it has ended and its output is drained.
+
+        Args:
+            streams: the caller's ends.
+            deadline: a ``time.monotonic()`` at which to give up.
+
+        Returns:
+            Whether it ended; False at the deadline. An exception, such as KeyboardInterrupt, leaves it running.
+        """
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        sinks: dict[int, Sink] = {}
+        for fd, sink in streams.outputs:
+            os.set_blocking(fd, False)
+            poller.register(fd, select.POLLIN)
+            sinks[fd] = sink
+        pending = memoryview(streams.data)
+        if streams.stdin >= 0:
+            if pending or streams.relay >= 0:
+                os.set_blocking(streams.stdin, False)
+                if pending:
+                    poller.register(streams.stdin, select.POLLOUT)
+            else:
+                _close_stdin(streams)
+        if streams.relay >= 0:
+            poller.register(streams.relay, select.POLLIN)
+        ended = False
+        while not (ended and not sinks):
+            timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            if ended:
+                timeout = 0  # nobody writes any more, unless a stranger holds the pipe: take what is there
+            events = poller.poll(timeout)
+            if not events:
+                return ended
+            for fd, _ in events:
+                if fd == self.pidfd:
+                    ended = True
+                    poller.unregister(fd)
+                elif fd in sinks:
+                    if not _drain(fd, sinks[fd]):
+                        del sinks[fd]
+                        poller.unregister(fd)
+                elif fd == streams.relay:
+                    pending = _relay(streams, poller, pending)
+                else:
+                    pending = _feed(streams, poller, pending)
+        return True
+
+
+def _drain(fd: int, sink: Sink) -> bool:
+    """Take what can be read now; return whether more may come."""
+    try:
+        data = os.read(fd, _CHUNK)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno == 5:  # noqa: PLR2004 - EIO: the last process let go of the terminal
+            return False
+        raise
+    if data:
+        sink(data)
+    return bool(data)
+
+
+def _close_stdin(streams: Streams) -> None:
+    os.close(streams.stdin)
+    streams.stdin = -1
+
+
+def _feed(streams: Streams, poller: select.poll, pending: memoryview) -> memoryview:
+    try:
+        pending = pending[os.write(streams.stdin, pending[:_CHUNK]) :]
+    except BlockingIOError:
+        return pending
+    except OSError:  # EPIPE, EIO: it does not read any more, which is its right
+        pending = memoryview(b"")
+        streams.relay, relay = -1, streams.relay
+        if relay >= 0:
+            poller.unregister(relay)
+    if not pending:
+        poller.unregister(streams.stdin)
+        if streams.relay < 0:
+            _close_stdin(streams)
+    return pending
+
+
+def _relay(streams: Streams, poller: select.poll, pending: memoryview) -> memoryview:
+    data = os.read(streams.relay, _CHUNK)
+    if not data:
+        poller.unregister(streams.relay)
+        streams.relay = -1
+        if not pending:
+            _close_stdin(streams)
+        return pending
+    if not pending:
+        poller.register(streams.stdin, select.POLLOUT)
+    return memoryview(bytes(pending) + data)

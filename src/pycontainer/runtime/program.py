@@ -1,0 +1,300 @@
+"""Build the table of steps by which the C core starts a process (``csrc/program.h``).
+
+A program has host steps, run in the calling thread, and child steps, run by the new process before its execve. It is one
+relocatable buffer: steps of 64 bytes and a pool of texts to which they point by offset.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+
+from pycontainer._ffi import ffi, lib, new_error, read_error
+from pycontainer.errors import StartError
+
+__all__ = ["CWD", "Program"]
+
+CWD = -100  # AT_FDCWD
+NONE = -1
+
+_HEADER = struct.Struct("<IIIIIiiiQIIIiII")
+_STEP = struct.Struct("<HHIiiQQQIIIIiI")
+_U64 = (1 << 64) - 1
+
+Text = str | bytes
+
+
+class Program:
+    """The steps of one start, in the order in which they will run.
+
+    ``fd`` operands are descriptors of the caller, :data:`CWD`, or what :meth:`slot` and steps with results return.
+    The label of a step is what an error calls it: "mount proc".
+    """
+
+    __slots__ = (
+        "_child",
+        "_host",
+        "_pool",
+        "_slots",
+        "_texts",
+        "cgroup_fd",
+        "clone_flags",
+        "exec_pointers",
+        "gid_map",
+        "host_slots",
+        "own_pidns_fd",
+        "pidns_fd",
+        "status",
+        "status_target",
+        "uid_map",
+    )
+
+    def __init__(self) -> None:
+        self._pool = bytearray(b"\0")
+        self._texts: dict[Text, int] = {"": 0, b"": 0}
+        self._host: list[bytes] = []
+        self._child: list[bytes] = []
+        self._slots = 0
+        self.host_slots = 0
+        self.clone_flags = 0
+        self.pidns_fd = NONE
+        self.own_pidns_fd = NONE
+        self.cgroup_fd = NONE
+        self.uid_map = ""
+        self.gid_map = ""
+        self.status = False
+        self.status_target = NONE
+        self.exec_pointers = 0
+
+    def text(self, value: Text) -> int:
+        """Put a text into the pool, once, and return its offset."""
+        offset = self._texts.get(value)
+        if offset is None:
+            offset = self._texts[value] = len(self._pool)
+            data = value.encode(errors="surrogateescape") if isinstance(value, str) else value
+            if isinstance(value, str) and "\0" in value:
+                msg = f"a path or name cannot hold a NUL byte: {value!r}"
+                raise ValueError(msg)
+            self._pool += data
+            self._pool.append(0)
+        return offset
+
+    def data(self, value: bytes, align: int = 8) -> int:
+        """Put binary data into the pool, aligned, and return its offset."""
+        offset = self._texts.get(value)
+        if offset is None or offset % align:
+            self._pool += bytes(-len(self._pool) % align)
+            offset = self._texts[value] = len(self._pool)
+            self._pool += value
+            self._pool.append(0)
+        return offset
+
+    def _take_slot(self, *, host: bool) -> int:
+        slot = self._slots
+        if slot >= lib.PYC_SLOTS:
+            msg = f"too many mounts and devices for one container (room for {lib.PYC_SLOTS})"
+            raise ValueError(msg)
+        self._slots += 1
+        if host:
+            self.host_slots = self._slots
+        return slot
+
+    def _add(  # noqa: PLR0913 - one argument for each field of the step
+        self,
+        where: list[bytes],
+        op: int,
+        label: str,
+        *,
+        fd: int = NONE,
+        fd2: int = NONE,
+        a: int = 0,
+        b: int = 0,
+        c: int = 0,
+        s1: Text = "",
+        s2: int = 0,
+        length: int = 0,
+        s3: int = 0,
+        ret: int = NONE,
+        flags: int = 0,
+    ) -> None:
+        texts = self._texts
+        where.append(
+            _STEP.pack(
+                op,
+                flags,
+                texts.get(label) or self.text(label),
+                fd,
+                fd2,
+                a & _U64,
+                b & _U64,
+                c & _U64,
+                texts[s1] if s1 in texts else self.text(s1),
+                s2,
+                s3,
+                length,
+                ret,
+                0,
+            )
+        )
+
+    def step(  # noqa: PLR0913
+        self,
+        op: int,
+        label: str,
+        path: Text = "",
+        *,
+        fd: int = NONE,
+        fd2: int = NONE,
+        a: int = 0,
+        b: int = 0,
+        c: int = 0,
+        data: bytes | None = None,
+        text: Text | None = None,
+        flags: int = 0,
+        host: bool = False,
+        result: bool = False,
+    ) -> int:
+        """Append any step; return the operand that stands for its result when it has one.
+
+        Args:
+            op: a ``PYC_OP_*`` number.
+            label: its name in errors.
+            path: the first text.
+            fd: the first descriptor.
+            fd2: the second descriptor.
+            a: first number.
+            b: second number.
+            c: third number.
+            data: binary data as second text.
+            text: second text, instead of data.
+            flags: ``PYC_*`` step flags.
+            host: run it in the caller, before clone.
+            result: keep the descriptor it returns.
+        """
+        slot = self._take_slot(host=host) if result else NONE
+        s2 = length = 0
+        if data is not None:
+            s2, length = self.data(data), len(data)
+        elif text is not None:
+            s2, length = self.text(text), len(text)
+        self._add(
+            self._host if host else self._child,
+            op,
+            label,
+            fd=fd,
+            fd2=fd2,
+            a=a,
+            b=b,
+            c=c,
+            s1=path,
+            s2=s2,
+            length=length,
+            ret=slot,
+            flags=flags,
+        )
+        return int(lib.PYC_SLOT_BASE) - slot
+
+    def mkdir(self, label: str, path: Text, *, fd: int = CWD, mode: int = 0o755, flags: int = 0, host: bool = False) -> None:
+        """Make a directory; in the caller, whose umask may be anything, with just this mode."""
+        self.step(lib.PYC_OP_MKDIR, label, path, fd=fd, a=mode, c=int(host), flags=flags, host=host)
+
+    def write(  # noqa: PLR0913
+        self,
+        label: str,
+        path: Text,
+        data: bytes,
+        *,
+        fd: int = CWD,
+        open_flags: int = 0,
+        mode: int = 0o644,
+        proc: bool = False,
+        flags: int = 0,
+        host: bool = False,
+    ) -> None:
+        """Open a file, write data and close it; with ``proc`` only if it really lies on procfs."""
+        self.step(
+            lib.PYC_OP_WRITE, label, path, fd=fd, data=data, a=open_flags, b=mode, c=int(proc), flags=flags, host=host
+        )
+
+    def mount(self, label: str, kind: str, options: Iterable[str] = (), *, attributes: int = 0, host: bool = False) -> int:
+        """Make a new mount, attached nowhere yet; return its operand."""
+        data = b"".join(option.encode(errors="surrogateescape") + b"\0" for option in options)
+        return self.step(lib.PYC_OP_FSMOUNT, label, kind, data=data, a=attributes, host=host, result=True)
+
+    def attach(self, label: str, mount: int, target: Text, *, flags: int = 0) -> None:
+        """Attach a mount at a path of the container; consumes the operand."""
+        self.step(lib.PYC_OP_ATTACH, label, target, fd=mount, flags=flags)
+
+    def execute(  # noqa: PLR0913
+        self,
+        label: str,
+        program: Text,
+        argv: Sequence[Text],
+        env: Sequence[Text],
+        *,
+        search_path: Text = "",
+        fd: int = NONE,
+    ) -> None:
+        """End with execve; ``program`` without a slash is looked for along ``search_path``, or ``fd`` is executed."""
+        self.exec_pointers = len(argv) + len(env)
+        self._add(
+            self._child,
+            lib.PYC_OP_EXEC,
+            label,
+            fd=fd,
+            a=len(argv),
+            b=len(env),
+            c=self.text(search_path),
+            s1=program,
+            s2=self._block(argv),
+            s3=self._block(env),
+        )
+
+    def _block(self, texts: Sequence[Text]) -> int:
+        data = b"\0".join(t.encode(errors="surrogateescape") if isinstance(t, str) else t for t in texts)
+        if data.count(b"\0") != max(len(texts) - 1, 0):
+            msg = "arguments and environment cannot hold NUL bytes"
+            raise ValueError(msg)
+        offset = len(self._pool)
+        self._pool += data
+        self._pool.append(0)
+        return offset
+
+    def prepare(self) -> tuple[int, ...]:
+        """Run the host steps alone; return the descriptors of their results, now the caller's.
+
+        Raises:
+            StartError: a step failed; nothing is open.
+        """
+        packed = self.pack()
+        fds = ffi.new("int32_t[]", max(self.host_slots, 1))
+        err = new_error()
+        count = lib.pyc_prepare(ffi.from_buffer(packed), len(packed), fds, self.host_slots, err)
+        if count < 0:
+            raise StartError(*read_error(err))
+        return tuple(fds[0:count])
+
+    def pack(self) -> bytes:
+        """Return the program as the core takes it."""
+        uid_map, gid_map = self.text(self.uid_map), self.text(self.gid_map)
+        self._pool.append(0)
+        steps = b"".join(self._host) + b"".join(self._child)
+        pool_offset = _HEADER.size + len(steps)
+        header = _HEADER.pack(
+            lib.PYC_PROGRAM_MAGIC,
+            pool_offset + len(self._pool),
+            len(self._host),
+            len(self._child),
+            pool_offset,
+            self.pidns_fd,
+            self.own_pidns_fd,
+            self.cgroup_fd,
+            self.clone_flags,
+            uid_map,
+            gid_map,
+            int(self.status),
+            self.status_target,
+            self.host_slots,
+            self.exec_pointers,
+        )
+        return b"".join((header, steps, self._pool))

@@ -23,7 +23,7 @@ static const char *const DEVICE_RULES[] = {"c *:* m",   "b *:* m",   "c 1:3 rwm"
                                            "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 136:* rwm", "c 5:2 rwm"};
 enum { DEVICE_RULE_COUNT = sizeof DEVICE_RULES / sizeof *DEVICE_RULES };
 
-static char parent_name[64];
+static char parent_name[96];
 
 static void put(int dir, const char *file, const char *value) {
     int fd = openat(dir, file, O_WRONLY | O_CLOEXEC);
@@ -88,7 +88,7 @@ static void open_unified(Setup *setup) {
 
 void groups_open(Setup *setup) {
     static const char *const NAMES[] = {"memory", "pids", "cpu", "cpuacct", "blkio", "devices"};
-    snprintf(parent_name, sizeof parent_name, "pycontainer-floor-%d", (int)getpid());
+    snprintf(parent_name, sizeof parent_name, "%s-%d", setup->group_name, (int)getpid());
     setup->device_program = -1;
     setup->unified = access(TOP "/cgroup.controllers", F_OK) == 0;
     if (setup->unified) {
@@ -110,7 +110,7 @@ void groups_open(Setup *setup) {
 
 void groups_close(const Setup *setup) {
     for (int i = 0; i < setup->controllers; i++) {
-        char path[128];
+        char path[160];
         snprintf(path, sizeof path, TOP "/%s/%s", setup->controller[i], parent_name);
         close(setup->parent_group[i]);
         if (rmdir(path) < 0)

@@ -229,7 +229,7 @@ static double run_once(Floor *floor, char *stack) {
     siginfo_t info = {0};
     sigset_t all, old;
     int64_t start = now_ns();
-    snprintf(run.id, sizeof run.id, "run%d", atomic_fetch_add(&floor->next, 1));
+    snprintf(run.id, sizeof run.id, "%d-%d", (int)getpid(), atomic_fetch_add(&floor->next, 1));
     group_make(&run);
     stamp(&run, "cgroups");
     run.root_tree = overlay_tree(&floor->setup, run.id);
@@ -367,8 +367,8 @@ static void print_trace(const Floor *floor) {
 int main(int argc, char **argv) {
     static const struct option OPTIONS[] = {
         {"rootfs", 1, 0, 'r'}, {"run-root", 1, 0, 'd'}, {"seccomp", 1, 0, 'f'}, {"runs", 1, 0, 'n'},
-        {"sleep-ms", 1, 0, 's'}, {"trace", 0, 0, 't'}, {"copy-host-mounts", 0, 0, 'c'}, {"threads", 1, 0, 'j'}, {0}};
-    static Floor floor = {.threads = 1};
+        {"sleep-ms", 1, 0, 's'}, {"trace", 0, 0, 't'}, {"copy-host-mounts", 0, 0, 'c'}, {"threads", 1, 0, 'j'}, {"group", 1, 0, 'g'}, {0}};
+    static Floor floor = {.threads = 1, .setup = {.group_name = "pycontainer-floor"}};
     const char *filter = NULL;
     int runs = 0, sleep_ms = 0, option;
     bool copy_host = false;
@@ -381,6 +381,7 @@ int main(int argc, char **argv) {
         case 's': sleep_ms = atoi(optarg); break;
         case 't': floor.setup.trace = true; break;
         case 'c': copy_host = true; break;
+        case 'g': floor.setup.group_name = optarg; break;
         case 'j': floor.threads = atoi(optarg); break;
         default: return 2;
         }
@@ -388,7 +389,7 @@ int main(int argc, char **argv) {
     if (!floor.setup.rootfs || !floor.setup.run_root || !filter || floor.threads < 1 || floor.threads > 64 ||
         (floor.setup.trace && floor.threads > 1)) {
         fprintf(stderr, "usage: floor --rootfs DIR --run-root DIR --seccomp FILE [--runs N] [--sleep-ms N]\n"
-                        "             [--copy-host-mounts] [--threads N | --trace]\n");
+                        "             [--group NAME] [--copy-host-mounts] [--threads N | --trace]\n");
         return 2;
     }
     load_filter(&floor.setup, filter);

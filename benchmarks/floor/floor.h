@@ -15,6 +15,7 @@ enum { MAX_CONTROLLERS = 8, ETC_FILES = 3, MAX_STAMPS = 32, CHILD_STACK = 128 * 
 typedef struct {
     const char *rootfs;              // overlay lower directory
     const char *run_root;            // where the run directories go
+    const char *group_name;          // the groups go below GROUP_NAME-PID
     struct sock_fprog filter;        // compiled seccomp program
     int thin_ns;                     // mount namespace with next to nothing in it, or -1 to copy the host's
     bool unified;                    // cgroup v2 holds the controllers

@@ -11,11 +11,13 @@ static void print_batch(Batch batch, void *context, int runs, int sleep_ms) {
     double *us = calloc((size_t)runs, sizeof *us);
     if (us == NULL)
         die("allocate", "samples");
+    int64_t start = now_ns();
     batch(context, runs, sleep_ms, us);
+    double wall = (double)(now_ns() - start) / 1000;
     printf("{\"us\": [");
     for (int i = 0; i < runs; i++)
         printf("%s%.1f", i ? ", " : "", us[i]);
-    printf("]}\n");
+    printf("], \"wall_us\": %.1f}\n", wall);
     fflush(stdout);
     free(us);
 }

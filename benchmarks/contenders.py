@@ -9,11 +9,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from measure import Contender, Worker
-from stage import Stage, write_bundle
+from benchmarks.measure import Contender, Worker
+from benchmarks.stage import Stage, write_bundle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = ["PEERS", "Missing", "environment", "floor", "ours", "peer", "python_starts", "throughput", "versions"]
 
@@ -44,7 +47,7 @@ exec "$@"
 """
 
 
-class Missing(Exception):  # noqa: N818 - a state, not an error
+class Missing(Exception):
     """A contender cannot take part; the text says why."""
 
 
@@ -77,7 +80,7 @@ def floor(stage: Stage) -> list[Contender]:
     """Return the floor and the same floor with 500 mounts on the host, once as it is and once copying their table."""
     command = [str(stage.floor), "--rootfs", str(stage.rootfs), "--run-root", str(stage.disk / "runs")]
     command += ["--seccomp", str(stage.bpf), "--group", stage.group]
-    many = (stage.memory / "floor-mounts", str(OTHER_MOUNTS), *command)
+    many = [str(stage.memory / "floor-mounts"), str(OTHER_MOUNTS), *command]
     return [
         Contender(name="floor", label="kernel floor (bare C)", argv=command),
         Contender(
@@ -168,7 +171,7 @@ def _podman(stage: Stage) -> tuple[list[str], Mapping[str, str]]:
     config = state / "containers.conf"
     config.write_text(
         "[containers]\ndefault_ulimits = []\n"  # the default raises a limit, which needs CAP_SYS_RESOURCE
-        f'[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "none"\nruntime = "crun"\n'
+        '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "none"\nruntime = "crun"\n'
     )
     env = {**os.environ, "CONTAINERS_CONF": str(config)}
     podman = [_program("podman", "podman"), "--root", str(state / "root"), "--runroot", str(state / "run")]

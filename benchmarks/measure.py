@@ -15,9 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Contender", "Samples", "Summary", "Worker", "exclusive", "measure", "summarize"]
 
@@ -51,9 +54,13 @@ class Worker:
     def __init__(self, contender: Contender) -> None:
         """Start the worker; it is ready when it has answered its first request."""
         self.contender = contender
+        self.last_words = ""
         self._process = subprocess.Popen(
             contender.argv, env=contender.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError(f"{contender.label}: no pipes to its worker")
+        self._requests, self._answers = self._process.stdin, self._process.stdout
 
     def ask(self, count: int, sleep_ms: int = 0) -> tuple[list[float], float]:
         """Time ``count`` runs with a pause before each.
@@ -64,14 +71,11 @@ class Worker:
         Raises:
             RuntimeError: the worker ended; carries what it wrote to standard error.
         """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(f"{count} {sleep_ms}\n".encode())
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # its last words are worth more than this error; the empty answer below leads to them
-        line = self._process.stdout.readline()
+        # A worker that has gone is found out by its empty answer, and its last words say more than EPIPE.
+        with contextlib.suppress(BrokenPipeError):
+            self._requests.write(f"{count} {sleep_ms}\n".encode())
+            self._requests.flush()
+        line = self._answers.readline()
         if not line:
             self.close()
             raise RuntimeError(self.last_words)
@@ -80,7 +84,6 @@ class Worker:
 
     def close(self) -> None:
         """End the worker and keep what it said."""
-        self.last_words = ""
         if self._process.returncode is None:
             _, err = self._process.communicate()
             lines = err.decode(errors="replace").strip().splitlines()
@@ -193,8 +196,8 @@ def _one_round(workers: list[Worker], samples: Samples, *, mode: str, turn: int,
     for worker in [*workers[turn % len(workers) :], *workers[: turn % len(workers)]]:
         contender = worker.contender
         count = contender.sparse_batch if pause_ms else contender.batch
-        if count == 0 or math.floor((turn + 1) * contender.share) == math.floor(turn * contender.share):
-            if turn or count == 0:
-                continue
+        its_turn = turn == 0 or math.floor((turn + 1) * contender.share) > math.floor(turn * contender.share)
+        if count == 0 or not its_turn:
+            continue
         times, _ = worker.ask(count, pause_ms)
         samples.times[mode].setdefault(contender.name, []).extend(times)

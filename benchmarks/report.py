@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
-from measure import Samples, Summary, summarize
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.measure import Samples, Summary, summarize
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 __all__ = ["Target", "judge", "markdown", "plot", "summaries", "tables"]
 
@@ -57,7 +60,7 @@ def summaries(samples: Samples) -> dict[str, dict[str, Summary]]:
 def _ratio(found: Mapping[str, Summary], above: str, below: str) -> float | None:
     if above not in found or below not in found:
         return None
-    return found[above].median / found[below].median
+    return float(found[above].median / found[below].median)
 
 
 def judge(samples: Samples) -> list[Target]:
@@ -169,11 +172,11 @@ def plot(samples: Samples, labels: Mapping[str, str], path: Path) -> str | None:
         Why there is no plot, or ``None`` when it was drawn.
     """
     try:
-        import matplotlib as mpl  # noqa: PLC0415 - optional
+        import matplotlib as mpl
     except ImportError:
         return "no plot: matplotlib is not installed (pip install 'pycontainer-engine[bench]')"
     mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - only after the backend is chosen
+    from matplotlib import pyplot as plt
 
     found = summaries(samples)
     names = [name for name in labels if name in found["back_to_back"] and not name.startswith("python_")]
@@ -207,10 +210,12 @@ def markdown(results: Mapping[str, Any], samples: Samples, labels: Mapping[str, 
     lines = [
         "# What one isolated run costs",
         "",
-        f"Taken {results['taken']} by `python benchmarks/run.py`. {machine['processors']} processors "
-        f"({machine['processor']}), kernel {machine['kernel']}, cgroup {machine['cgroup']}, "
-        f"{machine['system']}, Python {machine['python']}; load {machine['load_before']} before, "
-        f"{machine['load_after']} after.",
+        (
+            f"Taken {results['taken']} by `python -m benchmarks`. {machine['processors']} processors "
+            f"({machine['processor']}), kernel {machine['kernel']}, cgroup {machine['cgroup']}, "
+            f"{machine['system']}, Python {machine['python']}; load {machine['load_before']} before, "
+            f"{machine['load_after']} after."
+        ),
         "",
         "```text",
         text.getvalue().rstrip(),
@@ -222,23 +227,36 @@ def markdown(results: Mapping[str, Any], samples: Samples, labels: Mapping[str, 
         "",
         "## Method",
         "",
-        f"- All contenders are asked in turn, {options['rounds']} rounds back to back and {options['sparse_rounds']} "
-        f"with a pause of {options['pause_ms']} ms before every run, in a rotating order; medians are compared, "
-        "so drift of the machine hits all alike.",
-        "- The pauses matter: a write to `cgroup.procs` waits for an RCU grace period (11-16 ms) when starts are "
-        "sparse and almost not at all in a tight loop.",
-        "- Stores and run directories are on a fresh ext4 on a loop device: on an ext4 without a journal, creating "
-        "files is many times slower for minutes after a large removal. docker and podman keep theirs on tmpfs, "
-        "so their syncs are not counted against them.",
-        "- `engine.run` and the floor: `/bin/true` of a static busybox; overlay, all six namespaces, limits on memory, "
-        "cpu and pids, device rules, seccomp, capabilities, /proc, /sys, /dev and the rest, masked and read-only "
-        "paths, both outputs captured to their end, exit status and usage read. Removal is off the path in both.",
-        "- Peers are started by `floor/spawn.c` (posix_spawn, output read to its end), never from Python. "
-        "bwrap has no cgroup, no seccomp and no overlay; crun and runc no overlay and run a bundle with "
-        "the same namespaces, mounts, limits, capabilities and seccomp profile.",
+        (
+            f"- All contenders are asked in turn, {options['rounds']} rounds back to back and "
+            f"{options['sparse_rounds']} with a pause of {options['pause_ms']} ms before every run, in a rotating "
+            "order; medians are compared, so drift of the machine hits all alike."
+        ),
+        (
+            "- The pauses matter: a write to `cgroup.procs` waits for an RCU grace period (11-16 ms) when starts are "
+            "sparse and almost not at all in a tight loop."
+        ),
+        (
+            "- Stores and run directories are on a fresh ext4 on a loop device: on an ext4 without a journal, creating "
+            "files is many times slower for minutes after a large removal. docker and podman keep theirs on tmpfs, "
+            "so their syncs are not counted against them."
+        ),
+        (
+            "- `engine.run` and the floor: `/bin/true` of a static busybox; overlay, all six namespaces, limits on "
+            "memory, cpu and pids, device rules, seccomp, capabilities, /proc, /sys, /dev and the rest, masked and "
+            "read-only paths, both outputs captured to their end, exit status and usage read. Removal is off the path "
+            "in both."
+        ),
+        (
+            "- Peers are started by `floor/spawn.c` (posix_spawn, output read to its end), never from Python. "
+            "bwrap has no cgroup, no seccomp and no overlay; crun and runc no overlay and run a bundle with "
+            "the same namespaces, mounts, limits, capabilities and seccomp profile."
+        ),
         "- On a host with hybrid cgroups, crun and podman see the v1 hierarchies only: crun 1.8 refuses hybrid.",
-        "- The 2 GB are touched pages of the calling Python; the 500 mounts are tmpfs mounts in the namespace that "
-        "the caller takes for the host's.",
+        (
+            "- The 2 GB are touched pages of the calling Python; the 500 mounts are tmpfs mounts in the namespace that "
+            "the caller takes for the host's."
+        ),
         "",
         "## Versions",
         "",

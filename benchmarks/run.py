@@ -1,30 +1,31 @@
 """Measure one isolated run against the kernel's floor and against the peers, all in the same run.
 
-Usage, as root: ``python benchmarks/run.py [--quick] [--peers bwrap,crun,runc,podman,docker] [--out DIR]``
+Usage, as root: ``python -m benchmarks [--quick] [--peers bwrap,crun,runc,podman,docker] [--out DIR]``
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
+import datetime as dt
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
-import contenders
-import filters
-import report
-from measure import Contender, Samples, measure
 from rich.console import Console
-from stage import Stage, open_stage
+
+from benchmarks import contenders, filters, report
+from benchmarks.measure import Contender, Samples, measure
+from benchmarks.stage import Stage, open_stage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 HERE = Path(__file__).parent
 
@@ -187,7 +188,7 @@ def main() -> int:
     machine["load_after"] = _load()
     targets = report.judge(samples)
     results = {
-        "taken": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "taken": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine,
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()},
         "versions": contenders.versions(),
@@ -202,7 +203,3 @@ def main() -> int:
     for line in results["breakdown"]:
         print(line)
     return int(any(target.verdict == "FAIL" for target in targets))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

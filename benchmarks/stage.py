@@ -14,26 +14,31 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
-import filters
+
+from benchmarks import filters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 __all__ = ["CAPABILITIES", "Stage", "open_stage"]
 
 CAPABILITIES = tuple(
-    "CAP_" + name
+    f"CAP_{name}"
     for name in (
-        "CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW SYS_CHROOT MKNOD "
-        "AUDIT_WRITE SETFCAP"
-    ).split()
+        *("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"),
+        *("NET_BIND_SERVICE", "NET_RAW", "SYS_CHROOT", "MKNOD", "AUDIT_WRITE", "SETFCAP"),
+    )
 )
-MASKED = (
-    "/proc/asound /proc/acpi /proc/interrupts /proc/kcore /proc/keys /proc/latency_stats /proc/timer_list "
-    "/proc/timer_stats /proc/sched_debug /proc/scsi /sys/firmware /sys/devices/virtual/powercap"
-).split()
-READ_ONLY = "/proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger".split()
+MASKED = [
+    *("/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats"),
+    *("/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware"),
+    "/sys/devices/virtual/powercap",
+]
+READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 NAMESPACES = ("mount", "pid", "network", "ipc", "uts", "cgroup")
 _FLOOR = Path(__file__).parent / "floor"
 _CLONE_NEWNS = 0x20000
@@ -144,7 +149,7 @@ def bundle_config(stage: Stage, cgroup: str) -> dict[str, object]:
             "args": ["/bin/true"],
             "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
             "cwd": "/",
-            "capabilities": {kind: capabilities for kind in ("bounding", "effective", "permitted")},
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 4096, "soft": 1024}],
             "noNewPrivileges": True,
         },
@@ -196,7 +201,7 @@ def open_stage(profile: Path) -> Iterator[Stage]:
     _private_mounts()
     had_libpod = {hierarchy for hierarchy in _CGROUPS.iterdir() if (hierarchy / "libpod_parent").exists()}
     group = f"pycontainer-bench-{os.getpid()}"
-    base = Path(tempfile.mkdtemp(prefix="pyc-bench-", dir="/var/tmp"))  # noqa: S108 - mode 0700
+    base = Path(tempfile.mkdtemp(prefix="pyc-bench-", dir="/var/tmp"))
     try:
         disk, memory, image = base / "disk", base / "memory", base / "disk.ext4"
         disk.mkdir()

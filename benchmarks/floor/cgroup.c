@@ -46,21 +46,39 @@ static int make_and_open(int dir, const char *name) {
 // mknod of anything is allowed; access only to the devices above. Returns 1 (allow) or 0 in r0.
 static int load_device_program(void) {
     enum { TYPE = 0, MAJOR = 4, MINOR = 8 };
-#define LOAD(reg, at) {.code = BPF_LDX | BPF_W | BPF_MEM, .dst_reg = (reg), .src_reg = 1, .off = (at)}
-#define JUMP(op, reg, value, skip) {.code = BPF_JMP | (op) | BPF_K, .dst_reg = (reg), .off = (skip), .imm = (value)}
-#define ANSWER(value) {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .imm = (value)}, {.code = BPF_JMP | BPF_EXIT}
+#define LOAD(reg, at)                                                                                                  \
+    { .code = BPF_LDX | BPF_W | BPF_MEM, .dst_reg = (reg), .src_reg = 1, .off = (at) }
+#define JUMP(op, reg, value, skip)                                                                                     \
+    { .code = BPF_JMP | (op) | BPF_K, .dst_reg = (reg), .off = (skip), .imm = (value) }
+#define ANSWER(value)                                                                                                  \
+    {.code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = 0, .imm = (value)}, { .code = BPF_JMP | BPF_EXIT }
     struct bpf_insn code[] = {
-        LOAD(2, TYPE), LOAD(3, MAJOR), LOAD(4, MINOR),
+        LOAD(2, TYPE),
+        LOAD(3, MAJOR),
+        LOAD(4, MINOR),
         {.code = BPF_ALU64 | BPF_MOV | BPF_X, .dst_reg = 5, .src_reg = 2},
         {.code = BPF_ALU64 | BPF_RSH | BPF_K, .dst_reg = 5, .imm = 16},
-        JUMP(BPF_JNE, 5, BPF_DEVCG_ACC_MKNOD, 2), ANSWER(1),
+        JUMP(BPF_JNE, 5, BPF_DEVCG_ACC_MKNOD, 2),
+        ANSWER(1),
         {.code = BPF_ALU64 | BPF_AND | BPF_K, .dst_reg = 2, .imm = 0xffff},
-        JUMP(BPF_JEQ, 2, BPF_DEVCG_DEV_CHAR, 2), ANSWER(0),
-        JUMP(BPF_JNE, 3, 136, 2), ANSWER(1),
-        JUMP(BPF_JNE, 3, 5, 3), JUMP(BPF_JEQ, 4, 0, 9), JUMP(BPF_JEQ, 4, 2, 8), {.code = BPF_JMP | BPF_JA, .off = 5},
-        JUMP(BPF_JNE, 3, 1, 4), JUMP(BPF_JEQ, 4, 3, 5), JUMP(BPF_JEQ, 4, 5, 4), JUMP(BPF_JEQ, 4, 7, 3),
-        JUMP(BPF_JGE, 4, 8, 4), ANSWER(0), ANSWER(1),
-        JUMP(BPF_JLE, 4, 9, 2), ANSWER(0), ANSWER(1),
+        JUMP(BPF_JEQ, 2, BPF_DEVCG_DEV_CHAR, 2),
+        ANSWER(0),
+        JUMP(BPF_JNE, 3, 136, 2),
+        ANSWER(1),
+        JUMP(BPF_JNE, 3, 5, 3),
+        JUMP(BPF_JEQ, 4, 0, 9),
+        JUMP(BPF_JEQ, 4, 2, 8),
+        {.code = BPF_JMP | BPF_JA, .off = 5},
+        JUMP(BPF_JNE, 3, 1, 4),
+        JUMP(BPF_JEQ, 4, 3, 5),
+        JUMP(BPF_JEQ, 4, 5, 4),
+        JUMP(BPF_JEQ, 4, 7, 3),
+        JUMP(BPF_JGE, 4, 8, 4),
+        ANSWER(0),
+        ANSWER(1),
+        JUMP(BPF_JLE, 4, 9, 2),
+        ANSWER(0),
+        ANSWER(1),
     };
     union bpf_attr attr = {.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE,
                            .insns = (uint64_t)(uintptr_t)code,

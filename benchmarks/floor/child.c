@@ -25,10 +25,10 @@
 
 #include "floor.h"
 
-#define ON_ERROR(call, name)             \
-    do {                                 \
-        if ((call) < 0)                  \
-            fail(run, name);             \
+#define ON_ERROR(call, name)                                                                                           \
+    do {                                                                                                               \
+        if ((call) < 0)                                                                                                \
+            fail(run, name);                                                                                           \
     } while (0)
 
 enum { SAFE = MS_NOSUID | MS_NODEV | MS_NOEXEC };
@@ -79,13 +79,16 @@ static void enter_root(Run *run) {
 }
 
 static void make_dev(Run *run) {
-    static const struct { const char *path; unsigned major, minor; } NODES[] = {
+    static const struct {
+        const char *path;
+        unsigned major, minor;
+    } NODES[] = {
         {"/dev/null", 1, 3},   {"/dev/zero", 1, 5},    {"/dev/full", 1, 7},
         {"/dev/random", 1, 8}, {"/dev/urandom", 1, 9}, {"/dev/tty", 5, 0},
     };
     static const char *const LINKS[][2] = {
-        {"/proc/self/fd", "/dev/fd"},         {"/proc/self/fd/0", "/dev/stdin"}, {"/proc/self/fd/1", "/dev/stdout"},
-        {"/proc/self/fd/2", "/dev/stderr"},   {"pts/ptmx", "/dev/ptmx"},         {"/proc/kcore", "/dev/core"},
+        {"/proc/self/fd", "/dev/fd"},       {"/proc/self/fd/0", "/dev/stdin"}, {"/proc/self/fd/1", "/dev/stdout"},
+        {"/proc/self/fd/2", "/dev/stderr"}, {"pts/ptmx", "/dev/ptmx"},         {"/proc/kcore", "/dev/core"},
     };
     ON_ERROR(mount("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_STRICTATIME, "mode=755,size=65536k"), "mount /dev");
     for (size_t i = 0; i < sizeof NODES / sizeof *NODES; i++)
@@ -114,14 +117,16 @@ static void mount_cgroups(Run *run) {
             ON_ERROR(mkdir(PATHS[i], 0755), PATHS[i]);
             attach(run, run->cgroup_tree[i], PATHS[i]);
         }
-        ON_ERROR(mount(NULL, "/sys/fs/cgroup", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | SAFE, NULL), "cgroup read-only");
+        ON_ERROR(mount(NULL, "/sys/fs/cgroup", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | SAFE, NULL),
+                 "cgroup read-only");
     }
     stamp(run, "cgroup mounts");
 }
 
 static void hide_paths(Run *run) {
-    static const char *const FILES[] = {"/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-                                        "/proc/timer_stats", "/proc/sched_debug", "/proc/interrupts"};
+    static const char *const FILES[] = {"/proc/kcore",      "/proc/keys",        "/proc/latency_stats",
+                                        "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug",
+                                        "/proc/interrupts"};
     static const char *const DIRECTORIES[] = {"/proc/asound", "/proc/acpi", "/proc/scsi", "/sys/firmware",
                                               "/sys/devices/virtual/powercap"};
     static const char *const READ_ONLY[] = {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"};

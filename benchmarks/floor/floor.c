@@ -30,7 +30,7 @@
 
 typedef struct {
     Setup setup;
-    int cleaner;                     // pipe to the cleaner process
+    int cleaner; // pipe to the cleaner process
     pid_t cleaner_pid;
     int dev_null;
     atomic_int next;
@@ -108,8 +108,7 @@ static int overlay_tree(const Setup *setup, const char *id) {
     if (fs < 0 || configure(fs, FSCONFIG_SET_STRING, "lowerdir+", setup->rootfs) < 0 ||
         configure(fs, FSCONFIG_SET_STRING, "upperdir", upper) < 0 ||
         configure(fs, FSCONFIG_SET_STRING, "workdir", work) < 0 ||
-        configure(fs, FSCONFIG_SET_FLAG, "volatile", NULL) < 0 ||
-        configure(fs, FSCONFIG_CMD_CREATE, NULL, NULL) < 0)
+        configure(fs, FSCONFIG_SET_FLAG, "volatile", NULL) < 0 || configure(fs, FSCONFIG_CMD_CREATE, NULL, NULL) < 0)
         die("configure", "overlay");
     int tree = (int)syscall(SYS_fsmount, fs, FSMOUNT_CLOEXEC, 0);
     if (tree < 0)
@@ -143,7 +142,8 @@ static void etc_trees(Run *run) {
 
 static pid_t spawn(Run *run, char *stack, int *ret_pidfd) {
     struct clone_args args = {
-        .flags = CLONE_VM | CLONE_PIDFD | CLONE_CLEAR_SIGHAND | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS,
+        .flags =
+            CLONE_VM | CLONE_PIDFD | CLONE_CLEAR_SIGHAND | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS,
         .pidfd = (uint64_t)(uintptr_t)ret_pidfd,
         .stack = (uint64_t)(uintptr_t)stack,
         .stack_size = CHILD_STACK,
@@ -273,8 +273,14 @@ static double run_once(Floor *floor, char *stack) {
 }
 
 static void remove_run_directory(const Setup *setup, const char *id) {
-    static const char *const PARTS[] = {"work/work/incompat/volatile/dirty", "work/work/incompat/volatile",
-                                        "work/work/incompat", "work/work", "work/index", "work", "upper", ""};
+    static const char *const PARTS[] = {"work/work/incompat/volatile/dirty",
+                                        "work/work/incompat/volatile",
+                                        "work/work/incompat",
+                                        "work/work",
+                                        "work/index",
+                                        "work",
+                                        "upper",
+                                        ""};
     char path[512];
     for (size_t i = 0; i < sizeof PARTS / sizeof *PARTS; i++) {
         snprintf(path, sizeof path, "%s/%s/%s", setup->run_root, id, PARTS[i]);
@@ -289,7 +295,7 @@ static void start_cleaner(Floor *floor) {
         die("pipe", "cleaner");
     floor->cleaner_pid = fork();
     if (floor->cleaner_pid == 0) {
-        char id[sizeof ((Run *)0)->id];
+        char id[sizeof((Run *)0)->id];
         close(ends[1]);
         while (read(ends[0], id, sizeof id) == sizeof id) {
             group_remove(&floor->setup, id);
@@ -365,25 +371,51 @@ static void print_trace(const Floor *floor) {
 }
 
 int main(int argc, char **argv) {
-    static const struct option OPTIONS[] = {
-        {"rootfs", 1, 0, 'r'}, {"run-root", 1, 0, 'd'}, {"seccomp", 1, 0, 'f'}, {"runs", 1, 0, 'n'},
-        {"sleep-ms", 1, 0, 's'}, {"trace", 0, 0, 't'}, {"copy-host-mounts", 0, 0, 'c'}, {"threads", 1, 0, 'j'}, {"group", 1, 0, 'g'}, {0}};
+    static const struct option OPTIONS[] = {{"rootfs", 1, 0, 'r'},
+                                            {"run-root", 1, 0, 'd'},
+                                            {"seccomp", 1, 0, 'f'},
+                                            {"runs", 1, 0, 'n'},
+                                            {"sleep-ms", 1, 0, 's'},
+                                            {"trace", 0, 0, 't'},
+                                            {"copy-host-mounts", 0, 0, 'c'},
+                                            {"threads", 1, 0, 'j'},
+                                            {"group", 1, 0, 'g'},
+                                            {0}};
     static Floor floor = {.threads = 1, .setup = {.group_name = "pycontainer-floor"}};
     const char *filter = NULL;
     int runs = 0, sleep_ms = 0, option;
     bool copy_host = false;
     while ((option = getopt_long(argc, argv, "", OPTIONS, NULL)) != -1) {
         switch (option) {
-        case 'r': floor.setup.rootfs = optarg; break;
-        case 'd': floor.setup.run_root = optarg; break;
-        case 'f': filter = optarg; break;
-        case 'n': runs = atoi(optarg); break;
-        case 's': sleep_ms = atoi(optarg); break;
-        case 't': floor.setup.trace = true; break;
-        case 'c': copy_host = true; break;
-        case 'g': floor.setup.group_name = optarg; break;
-        case 'j': floor.threads = atoi(optarg); break;
-        default: return 2;
+        case 'r':
+            floor.setup.rootfs = optarg;
+            break;
+        case 'd':
+            floor.setup.run_root = optarg;
+            break;
+        case 'f':
+            filter = optarg;
+            break;
+        case 'n':
+            runs = atoi(optarg);
+            break;
+        case 's':
+            sleep_ms = atoi(optarg);
+            break;
+        case 't':
+            floor.setup.trace = true;
+            break;
+        case 'c':
+            copy_host = true;
+            break;
+        case 'g':
+            floor.setup.group_name = optarg;
+            break;
+        case 'j':
+            floor.threads = atoi(optarg);
+            break;
+        default:
+            return 2;
         }
     }
     if (!floor.setup.rootfs || !floor.setup.run_root || !filter || floor.threads < 1 || floor.threads > 64 ||

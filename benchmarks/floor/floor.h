@@ -13,16 +13,16 @@ enum { MAX_CONTROLLERS = 8, ETC_FILES = 3, MAX_STAMPS = 32, CHILD_STACK = 128 * 
 
 // What is made once, before any run is timed.
 typedef struct {
-    const char *rootfs;              // overlay lower directory
-    const char *run_root;            // where the run directories go
-    const char *group_name;          // the groups go below GROUP_NAME-PID
-    struct sock_fprog filter;        // compiled seccomp program
-    int thin_ns;                     // mount namespace with next to nothing in it, or -1 to copy the host's
-    bool unified;                    // cgroup v2 holds the controllers
-    int controllers;                 // how many entries the next arrays have; 1 on v2
+    const char *rootfs;       // overlay lower directory
+    const char *run_root;     // where the run directories go
+    const char *group_name;   // the groups go below GROUP_NAME-PID
+    struct sock_fprog filter; // compiled seccomp program
+    int thin_ns;              // mount namespace with next to nothing in it, or -1 to copy the host's
+    bool unified;             // cgroup v2 holds the controllers
+    int controllers;          // how many entries the next arrays have; 1 on v2
     const char *controller[MAX_CONTROLLERS];
     int parent_group[MAX_CONTROLLERS];
-    int device_program;              // v2 only: the loaded BPF program, else -1
+    int device_program; // v2 only: the loaded BPF program, else -1
     bool trace;
 } Setup;
 
@@ -30,11 +30,11 @@ typedef struct {
 typedef struct {
     const Setup *setup;
     char id[32];
-    int group[MAX_CONTROLLERS];      // the container's own group in each hierarchy
-    int tasks[MAX_CONTROLLERS];      // v1: its tasks file, open for writing
-    int cgroup_tree[MAX_CONTROLLERS];// detached read-only mount of the group
-    int root_tree;                   // detached overlay
-    int etc_tree[ETC_FILES];         // detached hosts, hostname, resolv.conf
+    int group[MAX_CONTROLLERS];       // the container's own group in each hierarchy
+    int tasks[MAX_CONTROLLERS];       // v1: its tasks file, open for writing
+    int cgroup_tree[MAX_CONTROLLERS]; // detached read-only mount of the group
+    int root_tree;                    // detached overlay
+    int etc_tree[ETC_FILES];          // detached hosts, hostname, resolv.conf
     int stdin_fd, stdout_fd, stderr_fd;
     // The child shares our memory, so what it says needs no pipe.
     const char *volatile failed_step;

@@ -14,7 +14,7 @@ C_FILES := $(wildcard csrc/*.c csrc/*.h csrc/tests/*.c csrc/tests/*.h)
 SOURCES := $(wildcard csrc/*.c)
 PYTHON_DIRS := $(wildcard src tests docs benchmarks examples scripts)
 
-WARNINGS := -std=gnu11 -O2 -Wall -Wextra -Wconversion -Werror -fvisibility=hidden -fno-strict-aliasing -Icsrc
+WARNINGS := -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Werror -fvisibility=hidden -fno-strict-aliasing -Icsrc
 CROSS := aarch64-linux-gnu-
 
 .PHONY: help demo test lint docs bench cross asan build clean
@@ -63,11 +63,11 @@ lint: $(DONE)/extra-test $(DONE)/extra-lint $(DONE)/extra-docs $(DONE)/extra-ben
 	@set -e; for file in $(SOURCES); do for compiler in gcc clang; do \
 	    $$compiler $(WARNINGS) -fsyntax-only $$file; done; done; echo "$(words $(SOURCES)) C files, gcc and clang: no warnings"
 
-cross: $(DONE)/system-cross
+cross: $(DONE)/package $(DONE)/system-cross
 	@rm -rf build/aarch64 && mkdir -p build/aarch64
 	@set -e; for file in $(SOURCES); do $(CROSS)gcc $(WARNINGS) -fPIC -c -o build/aarch64/$$(basename $$file .c).o $$file; done
-	$(if $(wildcard csrc/monitor.c),$(CROSS)gcc $(WARNINGS) -static -s -o build/aarch64/pycontainer-monitor csrc/monitor.c csrc/error.c)
-	@echo "$(words $(SOURCES)) C files cross-compile for aarch64"
+	@CC=$(CROSS)gcc $(PY) setup.py --quiet build_helper --target build/aarch64/pycontainer-monitor
+	@echo "$(words $(SOURCES)) C files and pycontainer-monitor cross-compile for aarch64"
 
 docs: $(DONE)/extra-docs
 	$(PY) -m sphinx -q -n -W --keep-going -b html docs docs/_build/html

@@ -4,27 +4,46 @@ import os
 import shlex
 import subprocess
 from pathlib import Path
+from typing import ClassVar
 
-from setuptools import setup
+from setuptools import Command, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HELPER = "pycontainer-monitor"
+HELPER_SOURCES = ["csrc/monitor.c", "csrc/tree.c", "csrc/error.c"]
+HELPER_FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-static", "-s", "-Icsrc"]
+
+
+class BuildHelper(Command):
+    """Compile ``csrc/monitor.c`` to a static program; ``CC`` names the compiler, a cross compiler too."""
+
+    description = f"build {HELPER}"
+    user_options: ClassVar = [("target=", None, "path of the program to make")]
+
+    def initialize_options(self) -> None:
+        """Put the program beside the modules of a checkout unless told otherwise."""
+        self.target = f"src/pycontainer/bin/{HELPER}"
+
+    def finalize_options(self) -> None:
+        """Make the directory."""
+        Path(self.target).parent.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> None:
+        """Compile."""
+        compiler = shlex.split(os.environ.get("CC", "gcc"))
+        subprocess.run([*compiler, *HELPER_FLAGS, "-o", self.target, *HELPER_SOURCES], check=True)
 
 
 class BuildWithHelper(build_ext):
-    """Compile ``csrc/monitor.c`` to a static program that lies beside the package's modules."""
+    """Build the extension, then the helper beside it."""
 
     def run(self) -> None:
-        """Build the extension, then the helper."""
+        """Build both."""
         super().run()
-        package = Path(self.get_ext_fullpath("pycontainer._core")).parent
-        target = package / "bin" / HELPER
-        target.parent.mkdir(parents=True, exist_ok=True)
-        compiler = shlex.split(os.environ.get("CC", "gcc"))
-        sources = ["csrc/monitor.c", "csrc/tree.c", "csrc/error.c"]
-        flags = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-static", "-s", "-Icsrc"]
-        subprocess.run([*compiler, *flags, "-o", str(target), *sources], check=True)
+        helper = self.distribution.get_command_obj("build_helper")
+        helper.target = str(Path(self.get_ext_fullpath("pycontainer._core")).parent / "bin" / HELPER)
+        self.run_command("build_helper")
 
 
 class Abi3Wheel(bdist_wheel):
@@ -38,5 +57,5 @@ class Abi3Wheel(bdist_wheel):
 
 setup(
     cffi_modules=["csrc/build_ffi.py:ffibuilder"],
-    cmdclass={"build_ext": BuildWithHelper, "bdist_wheel": Abi3Wheel},
+    cmdclass={"bdist_wheel": Abi3Wheel, "build_ext": BuildWithHelper, "build_helper": BuildHelper},
 )

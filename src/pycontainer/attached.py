@@ -1,4 +1,4 @@
-"""One run of a container from its start to its result, in the caller's hands: streams, timeout, exit, usage, clean-up."""
+"""One run of a container from its start to its result: streams, timeout, exit, usage, clean-up."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Attachment:
             return self._sink("stdout", target)
         if target == "discard":
             return lambda _data: None
-        fd = 1 if target == "inherit" else target if isinstance(target, int) else int(target.fileno())  # type: ignore[union-attr]
+        fd = 1 if target == "inherit" else target if isinstance(target, int) else int(target.fileno())
         return lambda data: _write_all(fd, data)
 
     def _close_child_fds(self) -> None:
@@ -168,7 +168,7 @@ def _write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def run_attached(  # noqa: PLR0913
+def run_attached(
     start: plan.Start,
     attachment: Attachment,
     *,
@@ -282,23 +282,23 @@ def explain(error: StartError, start: plan.Start) -> StartError:
     return StartError(error.step, error.path, error.errno, error.hint or _hint(error))
 
 
+_CLONE_HINTS = {
+    errno.ENOSPC: "a limit in /proc/sys/user/max_*_namespaces is reached",
+    errno.EPERM: "this takes root: CAP_SYS_ADMIN",
+    errno.EAGAIN: "a limit on processes is reached: ulimit -u, or pids.max of the caller's own cgroup",
+    errno.EINVAL: "this kernel lacks a namespace; see pycontainer doctor",
+}
+_STEP_HINTS = (  # by how the step's name starts
+    ("mount the root overlay", "the store must lie on a file system fit for overlayfs; see pycontainer doctor"),
+    ("open the source of a bind mount", "it must exist on the host; create it first"),
+    ("set RLIMIT", "raising a hard limit takes CAP_SYS_RESOURCE"),
+    ("start the process", "perhaps the memory limit is too small for the start itself"),
+)
+
+
 def _hint(error: StartError) -> str:
-    step, number = error.step, error.errno
-    if step.startswith("clone"):
-        return {
-            errno.ENOSPC: "a limit in /proc/sys/user/max_*_namespaces is reached",
-            errno.EPERM: "this takes root: CAP_SYS_ADMIN",
-            errno.EAGAIN: "a limit on processes is reached: ulimit -u, or pids.max of the caller's own cgroup",
-            errno.EINVAL: "this kernel lacks a namespace; see pycontainer doctor",
-        }.get(number, "")
-    if "overlay" in step:
-        return "the store must lie on a file system that overlayfs can use as its upper layer; see pycontainer doctor"
-    if step.startswith("open the source of a bind mount"):
-        return "it must exist on the host; create it first"
-    if number == errno.EPERM and step.startswith("set RLIMIT"):
-        return "raising a hard limit takes CAP_SYS_RESOURCE"
-    if number == errno.ENOSPC:
+    if error.step.startswith("clone"):
+        return _CLONE_HINTS.get(error.errno, "")
+    if error.errno == errno.ENOSPC:
         return "no space left: on the file system of the store, or a limit of the kernel is reached"
-    if number == errno.ECHILD:
-        return "perhaps the memory limit is too small for the start itself"
-    return ""
+    return next((hint for start, hint in _STEP_HINTS if error.step.startswith(start)), "")

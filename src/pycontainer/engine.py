@@ -8,10 +8,8 @@ import secrets
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pycontainer import bundle as bundles
 from pycontainer.attached import Attachment, Input, Output, Running, run_attached
@@ -28,11 +26,15 @@ from pycontainer.runtime.seccomp import Filter, FilterCache
 from pycontainer.runtime.users import Accounts, Identity, read_accounts
 from pycontainer.store import Store
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+
 __all__ = ["Engine"]
 
 
 def default_root() -> Path:
-    """Return where the store is unless told otherwise: /var/lib/pycontainer for root, else in the XDG data directory."""
+    """Return where the store is unless told otherwise: /var/lib/pycontainer, or below the XDG data directory."""
     if os.geteuid() == 0:
         return Path("/var/lib/pycontainer")
     data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local/share")
@@ -40,7 +42,7 @@ def default_root() -> Path:
 
 
 class Engine:
-    """A store on disk and the containers run from it.
+    r"""A store on disk and the containers run from it.
 
     Any number of threads may use one engine, and any number of processes one root.
 
@@ -59,7 +61,7 @@ class Engine:
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
         self._closed = True
         if os.geteuid() != 0:
-            msg = "pycontainer needs root in this version: namespaces, mounts and cgroups are made without a user namespace"
+            msg = "pycontainer needs root in this version: CAP_SYS_ADMIN for namespaces, mounts and cgroups"
             raise Unsupported(msg)
         self.root = Path(root) if root is not None else default_root()
         self.root = self.root.absolute()
@@ -124,7 +126,7 @@ class Engine:
 
     # ── run ──
 
-    def run(  # noqa: PLR0913 - each is a thing that users of containers know by name
+    def run(
         self,
         image: Image | str,
         command: str | Sequence[str] | None = None,
@@ -171,7 +173,7 @@ class Engine:
         check: bool = False,
         on_start: Callable[[Running], object] | None = None,
     ) -> Result:
-        """Run a command in a new container of an image, wait for it, remove the container, return what happened.
+        r"""Run a command in a new container of an image, wait for it, remove the container, return what happened.
 
         Args:
             image: an :class:`Image`, its reference, its id or a unique prefix of that.
@@ -211,7 +213,7 @@ class Engine:
             tty: give it a terminal; its output arrives as ``stdout``.
             input: bytes for its standard input, which ends after them.
             stdin: ``"none"``, ``"inherit"``, or a file or descriptor.
-            stdout: ``"capture"``, ``"inherit"``, ``"discard"``, a file or descriptor, or a function called with each piece.
+            stdout: ``"capture"``, ``"inherit"``, ``"discard"``, a file or descriptor, or a function for the pieces.
             stderr: the same.
             output_limit: bytes kept of each captured stream; the rest is read and dropped.
             timeout: seconds until the whole process tree is killed.
@@ -248,7 +250,7 @@ class Engine:
             extra_hosts=extra_hosts or {},
             dns=dns,
             network=network,
-            mounts=(*found.mounts, *mounts) if found.mounts else mounts,
+            mounts=(*found.mounts, *mounts),
             limits=limits or Limits(),
             read_only=read_only,
             cap_add=cap_add,
@@ -257,12 +259,12 @@ class Engine:
             no_new_privileges=no_new_privileges,
             masked_paths=None if masked_paths is None else tuple(masked_paths),
             readonly_paths=None if readonly_paths is None else tuple(readonly_paths),
-            rlimits=rlimits,
+            rlimits=tuple(rlimits),
             sysctls=sysctls or {},
             oom_score_adj=oom_score_adj,
-            devices=devices,
+            devices=tuple(devices),
             shm_size=shm_size,
-            userns=userns,
+            userns=tuple(userns),
             pid=pid,
             ipc=ipc,
             uts=uts,
@@ -295,9 +297,7 @@ class Engine:
                 init=init,
                 files=etc_files(name, options),
             )
-            return run_attached(
-                start, attachment, began=began, timeout=timeout, check=check, on_start=on_start
-            )
+            return run_attached(start, attachment, began=began, timeout=timeout, check=check, on_start=on_start)
         finally:
             self._store.release(found.id)
 
@@ -326,7 +326,7 @@ class Engine:
             return self._filters.default_filter(names)
         return self._filters.get(seccomp_profile.load_profile(Path(seccomp), names))
 
-    def run_bundle(  # noqa: PLR0913
+    def run_bundle(
         self,
         path: str | os.PathLike[str],
         *,

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import functools
+import glob
 import ipaddress
 import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import attrs
 
-from pycontainer.errors import Unsupported
-from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Rlimit, Size, parse_size
-from pycontainer.oci import defaults, runtime as oci
+from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Rlimit, parse_size
+from pycontainer.oci import defaults
+from pycontainer.oci import runtime as oci
+from pycontainer.oci.runtime_rules import sysctl_namespace, sysctl_path
 from pycontainer.runtime import capabilities, devices
-from pycontainer.runtime.users import Identity
+
+if TYPE_CHECKING:
+    from pycontainer.runtime.users import Identity
 
 __all__ = ["Options", "document", "etc_files"]
 
 Namespace = Literal["private", "host"]
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PERIOD = 100_000
 _INFINITY = (1 << 64) - 1
-_CGROUP_WORDS = ("nosuid", "noexec", "nodev", "relatime")
 
 
 def _strings(value: Sequence[str]) -> tuple[str, ...]:
@@ -59,8 +61,8 @@ class Options:
     extra_hosts: Mapping[str, str] = attrs.field(factory=dict)
     dns: tuple[str, ...] = attrs.field(default=(), converter=_strings)
     network: str = "none"
-    mounts: tuple[Mount, ...] = attrs.field(default=(), converter=tuple)
-    limits: Limits = Limits()
+    mounts: tuple[Mount, ...] = ()
+    limits: Limits = attrs.field(factory=Limits)
     read_only: bool = False
     cap_add: tuple[str, ...] = attrs.field(default=(), converter=_strings)
     cap_drop: tuple[str, ...] = attrs.field(default=(), converter=_strings)
@@ -68,12 +70,12 @@ class Options:
     no_new_privileges: bool = False
     masked_paths: tuple[str, ...] | None = None
     readonly_paths: tuple[str, ...] | None = None
-    rlimits: tuple[Rlimit, ...] = attrs.field(default=(), converter=tuple)
+    rlimits: tuple[Rlimit, ...] = ()
     sysctls: Mapping[str, str] = attrs.field(factory=dict)
     oom_score_adj: int | None = None
-    devices: tuple[Device, ...] = attrs.field(default=(), converter=tuple)
+    devices: tuple[Device, ...] = ()
     shm_size: int = attrs.field(default=64 << 20, converter=parse_size)
-    userns: tuple[IdMap, ...] = attrs.field(default=(), converter=tuple)
+    userns: tuple[IdMap, ...] = ()
     pid: Namespace = "private"
     ipc: Namespace = "private"
     uts: Namespace = "private"
@@ -115,7 +117,7 @@ def full_command(config: ImageConfig, options: Options) -> tuple[str, ...]:
 
 def environment(config: ImageConfig, options: Options, hostname: str, home: str) -> tuple[str, ...]:
     """Return ``NAME=value`` texts: defaults, then the image's, then the caller's."""
-    env = {"PATH": _PATH, "HOSTNAME": hostname}
+    env = {"PATH": defaults.PATH, "HOSTNAME": hostname}
     if options.tty:
         env["TERM"] = "xterm"
     env.update(config.env)
@@ -183,14 +185,14 @@ def _rlimit(limit: Rlimit) -> oci.Rlimit:
         return _INFINITY if number < 0 else number
 
     name = f"RLIMIT_{limit.type.upper()}"
-    if name not in defaults.RLIMIT_TYPES:
+    if name not in get_args(oci.RlimitType):
         msg = f"not a resource limit: {limit.type!r}; see getrlimit(2)"
         raise ValueError(msg)
     return oci.Rlimit(type=name, soft=value(limit.soft), hard=value(limit.hard))  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=256)
-def _base_mounts(privileged: bool, shm_size: int, host_ipc: bool, host_net_userns: bool) -> tuple[oci.Mount, ...]:  # noqa: FBT001
+def _base_mounts(*, privileged: bool, shm_size: int, host_ipc: bool, host_sys: bool) -> tuple[oci.Mount, ...]:
     mounts = []
     for mount in defaults.MOUNTS:
         if mount.destination == "/dev/shm":  # noqa: S108 - the container's
@@ -200,7 +202,7 @@ def _base_mounts(privileged: bool, shm_size: int, host_ipc: bool, host_net_usern
                 mount = _host_bind(mount.destination)  # noqa: PLW2901
         elif mount.destination == "/dev/mqueue" and host_ipc:
             mount = _host_bind(mount.destination)  # noqa: PLW2901
-        elif mount.destination == "/sys" and host_net_userns:
+        elif mount.destination == "/sys" and host_sys:
             # sysfs shows a network namespace, and this one belongs to the host
             mount = _host_bind("/sys", "rro")  # noqa: PLW2901
         elif privileged and "ro" in mount.options:
@@ -215,10 +217,10 @@ def _host_bind(path: str, *words: str) -> oci.Mount:
 
 def _mounts(options: Options) -> tuple[oci.Mount, ...]:
     base = _base_mounts(
-        options.privileged,
-        options.shm_size,
-        options.ipc == "host",
-        bool(options.userns) and options.network == "host",
+        privileged=options.privileged,
+        shm_size=options.shm_size,
+        host_ipc=options.ipc == "host",
+        host_sys=bool(options.userns) and options.network == "host",
     )
     if not options.mounts:
         return base
@@ -249,24 +251,22 @@ def _user_mount(mount: Mount) -> oci.Mount:
 
 def _linux(options: Options) -> oci.Linux:
     return oci.Linux(
-        namespaces=_namespaces(
-            options.network,
-            options.pid,
-            options.ipc,
-            options.uts,
-            options.cgroupns,
-            bool(options.userns),
-            options.timens is not None,
-        ),
+        namespaces=_namespaces(options),
         uid_mappings=_id_mappings(options.userns),
         gid_mappings=_id_mappings(options.userns),
         time_offsets=_time_offsets(options.timens),
         devices=_devices(options),
         resources=_resources(options.limits, _device_rules(options)),
         sysctl=_sysctls(options),
-        masked_paths=_paths(options, options.masked_paths, defaults.MASKED_PATHS),
+        masked_paths=_paths(options, options.masked_paths, _usual_masks()),
         readonly_paths=_paths(options, options.readonly_paths, defaults.READONLY_PATHS),
     )
+
+
+@functools.lru_cache(maxsize=1)
+def _usual_masks() -> tuple[str, ...]:
+    found = [path for pattern in defaults.MASKED_GLOBS for path in sorted(glob.glob(pattern))]  # noqa: PTH207
+    return (*defaults.MASKED_PATHS, *found)
 
 
 def _paths(options: Options, given: tuple[str, ...] | None, usual: tuple[str, ...]) -> tuple[str, ...]:
@@ -275,25 +275,21 @@ def _paths(options: Options, given: tuple[str, ...] | None, usual: tuple[str, ..
     return () if options.privileged else usual
 
 
-@functools.lru_cache(maxsize=64)
-def _namespaces(  # noqa: PLR0913
-    network: str, pid: str, ipc: str, uts: str, cgroup: str, user: bool, time: bool  # noqa: FBT001
-) -> tuple[oci.Namespace, ...]:
-    kinds = ["mount"]
-    kinds += [
-        kind
-        for kind, own in (
-            ("pid", pid == "private"),
-            ("network", network != "host"),
-            ("ipc", ipc == "private"),
-            ("uts", uts == "private"),
-            ("cgroup", cgroup == "private"),
-            ("user", user),
-            ("time", time),
-        )
-        if own
-    ]
-    return tuple(oci.Namespace(type=kind) for kind in kinds)  # type: ignore[arg-type]
+_NAMESPACES = {kind: oci.Namespace(type=kind) for kind in get_args(oci.NamespaceType)}
+
+
+def _namespaces(options: Options) -> tuple[oci.Namespace, ...]:
+    own = {
+        "mount": True,
+        "pid": options.pid == "private",
+        "network": options.network != "host",
+        "ipc": options.ipc == "private",
+        "uts": options.uts == "private",
+        "cgroup": options.cgroupns == "private",
+        "user": bool(options.userns),
+        "time": options.timens is not None,
+    }
+    return tuple(_NAMESPACES[kind] for kind, wanted in own.items() if wanted)
 
 
 def _id_mappings(maps: tuple[IdMap, ...]) -> tuple[oci.IdMapping, ...]:
@@ -315,20 +311,14 @@ def _time_offsets(offsets: Mapping[str, float] | None) -> oci.TimeOffsets | None
 
 def _sysctls(options: Options) -> Mapping[str, str]:
     """Only what belongs to the container's namespaces; all else would change the host."""
+    own = {"network": options.network != "host", "ipc": options.ipc == "private", "uts": options.uts == "private"}
     for name in options.sysctls:
-        plain = name.replace("/", ".")
-        if plain.startswith("net.") and options.network != "host":
-            continue
-        ipc = plain.startswith("fs.mqueue.") or plain in defaults.IPC_SYSCTLS
-        if ipc and options.ipc == "private":
-            continue
-        if plain == "kernel.domainname" and options.uts == "private":
-            continue
-        msg = (
-            f"sysctl {name} is not of a namespace of this container: setting it would change the host. "
-            "net.* needs network='none', kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.* need ipc='private'"
-        )
-        raise ValueError(msg)
+        if not own.get(sysctl_namespace(sysctl_path(name)) or "", False):
+            msg = (
+                f"sysctl {name} is not of a namespace of this container: setting it would change the host. net.* needs "
+                "network='none'; kernel.shm*, kernel.msg*, kernel.sem and fs.mqueue.* need ipc='private'"
+            )
+            raise ValueError(msg)
     return options.sysctls
 
 
@@ -434,8 +424,8 @@ def etc_files(hostname: str, options: Options) -> dict[str, bytes]:
         resolv = _read("/etc/resolv.conf") if options.network == "host" else ""
     return {
         "/etc/hostname": f"{hostname}\n".encode(),
-        "/etc/hosts": hosts.encode(),
-        "/etc/resolv.conf": resolv.encode(),
+        "/etc/hosts": hosts.encode(errors="surrogateescape"),
+        "/etc/resolv.conf": resolv.encode(errors="surrogateescape"),
     }
 
 

@@ -126,6 +126,18 @@ class Limits:
                 raise ValueError(msg)
 
 
+def _texts(values: Iterable[str]) -> tuple[str, ...]:
+    """Refuse one text where a list of them is wanted: its letters would be taken one by one."""
+    if isinstance(values, str):
+        msg = f"a list of texts is wanted, not one text: {values!r}"
+        raise TypeError(msg)
+    return tuple(values)
+
+
+def _mapping(values: Mapping[str, str]) -> dict[str, str]:
+    return dict(values)
+
+
 def _check_range(name: str, value: float | None, low: float, high: float) -> None:
     if value is not None and not low <= value <= high:
         msg = f"{name} must be between {low:g} and {high:g}, got {value}"
@@ -271,13 +283,13 @@ class ImageConfig:
 
     entrypoint: tuple[str, ...] | None = attrs.field(default=None, converter=_words)
     command: tuple[str, ...] | None = attrs.field(default=None, converter=_words)
-    env: Mapping[str, str] = attrs.field(factory=dict, converter=dict)
+    env: Mapping[str, str] = attrs.field(factory=dict, converter=_mapping)
     workdir: str = ""
     user: str = ""
     stop_signal: str = ""
     exposed_ports: tuple[str, ...] = attrs.field(default=(), converter=_strings)
     volumes: tuple[str, ...] = attrs.field(default=(), converter=_strings)
-    labels: Mapping[str, str] = attrs.field(factory=dict, converter=dict)
+    labels: Mapping[str, str] = attrs.field(factory=dict, converter=_mapping)
 
 
 @attrs.frozen(kw_only=True)

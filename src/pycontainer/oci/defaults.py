@@ -128,8 +128,7 @@ DEVICE_RULES: tuple[DeviceRule, ...] = (
     DeviceRule(allow=True, type="c", access="m"),
     DeviceRule(allow=True, type="b", access="m"),
     *(DeviceRule(allow=True, type="c", major=major, minor=minor) for _name, major, minor in _NODES),
-    DeviceRule(allow=True, type="c", major=5, minor=1),  # console
     DeviceRule(allow=True, type="c", major=5, minor=2),  # ptmx
     DeviceRule(allow=True, type="c", major=136),  # pts
 )
-"""The device allow-list, in order, with what the runtimes in use add to Docker's own rules."""
+"""The device allow-list, in order: Docker's, without 5:1. A container's console is a pty; 5:1 is the host's."""

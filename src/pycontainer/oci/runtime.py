@@ -92,6 +92,7 @@ __all__ = [
     "Rdma",
     "Resources",
     "Rlimit",
+    "RlimitType",
     "Root",
     "Scheduler",
     "Seccomp",

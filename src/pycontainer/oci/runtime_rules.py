@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         TimeOffsets,
     )
 
-__all__ = ["check_process", "check_spec", "sysctl_path"]
+__all__ = ["check_process", "check_spec", "sysctl_namespace", "sysctl_path"]
 
 _MAX_ID_RANGES = 340  # user_namespaces(7), since Linux 4.15
 _MAX_MAJOR = 2**12  # makedev(3): what the kernel's dev_t holds
@@ -444,7 +444,7 @@ def _check_sysctl(spec: Spec, kinds: AbstractSet[str]) -> None:
             raise InvalidSpec(where, "use the property hostname")
         if path == "kernel/domainname" and spec.domainname is not None:
             raise InvalidSpec(where, "the property domainname says the same; use that alone")
-        kind = _sysctl_namespace(path)
+        kind = sysctl_namespace(path)
         if kind is None:
             raise InvalidSpec(where, "is not kept per namespace, so it would change the host")
         if kind not in kinds:
@@ -452,7 +452,7 @@ def _check_sysctl(spec: Spec, kinds: AbstractSet[str]) -> None:
     _distinct(paths, "linux.sysctl", "parameter")
 
 
-def _sysctl_namespace(path: str) -> str | None:
+def sysctl_namespace(path: str) -> str | None:
     """Return the kind of namespace that keeps a kernel parameter, or None when the whole host has it."""
     if path.startswith("net/"):
         return "network"

@@ -1,29 +1,45 @@
 """Control groups of containers, version 1 and version 2: where they are, the steps that make one, what it counted.
 
 Every container gets a group ``pycontainer/<id>`` in each hierarchy that serves it. The process joins it by being born
-there (v2) or by writing ``0`` to ``tasks`` itself (v1): a write to ``cgroup.procs`` would wait for a grace period of the
-kernel, over 10 ms when starts are rare. See cgroups(7) and the kernel's admin-guide/cgroup-v{1,2}.
+there (v2) or by writing ``0`` to ``tasks`` itself (v1): a write to ``cgroup.procs`` would wait for a grace period of
+the kernel, over 10 ms when starts are rare. See cgroups(7) and the kernel's admin-guide/cgroup-v{1,2}.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
 from pycontainer._ffi import lib, new_error, read_error
 from pycontainer.errors import StartError, Unsupported
-from pycontainer.oci.runtime import Resources
-from pycontainer.runtime import devices
-from pycontainer.runtime.program import Program
+from pycontainer.runtime import devices, limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pycontainer.oci.runtime import Resources
+    from pycontainer.runtime.program import Program
 
 __all__ = ["Cgroups", "Counters", "Hierarchy"]
 
 PARENT = "pycontainer"
-_V1_CONTROLLERS = ("memory", "pids", "cpu", "cpuacct", "cpuset", "blkio", "devices", "hugetlb", "net_cls", "net_prio", "rdma")
+_V1_CONTROLLERS = (
+    "memory",
+    "pids",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "blkio",
+    "devices",
+    "hugetlb",
+    "net_cls",
+    "net_prio",
+    "rdma",
+)
 _V2_CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "pids", "rdma")
 _BPF_CGROUP_DEVICE = 6  # enum bpf_attach_type in linux/bpf.h
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -160,7 +176,7 @@ class Cgroups:
         self._device_programs.clear()
 
     def used(self, resources: Resources) -> Iterator[tuple[Hierarchy, int]]:
-        """Yield the hierarchies in which a container with these limits needs a group, with their parents' descriptors."""
+        """Yield the hierarchies where a container with these limits needs a group, with its parent's descriptor."""
         for hierarchy in self.hierarchies:
             fd = self._fds.get(hierarchy.path)
             if fd is None:
@@ -174,7 +190,7 @@ class Cgroups:
         Raises:
             Unsupported: a limit needs a controller that this host lacks.
         """
-        writes = list(_v2_writes(resources) if self.version == "v2" else _v1_writes(resources))
+        writes = list(limits.v2_writes(resources) if self.version == "v2" else limits.v1_writes(resources))
         for controller, file, _ in writes:
             if controller not in self._by_controller:
                 raise Unsupported(_missing(controller, file, self.version, self.controllers))
@@ -182,7 +198,9 @@ class Cgroups:
             program.mkdir("make the control group", container_id, fd=fd, host=True)
         for controller, file, value in writes:
             fd = self._fds[self._by_controller[controller].path]
-            program.write(f"set {file} = {value} in the control group", f"{container_id}/{file}", value.encode(), fd=fd, host=True)
+            program.write(
+                f"set {file} = {value} in the control group", f"{container_id}/{file}", value.encode(), fd=fd, host=True
+            )
         if self.version == "v2":
             self._add_v2_steps(program, container_id, resources)
             return
@@ -203,7 +221,7 @@ class Cgroups:
                     "attach the device filter to the control group",
                     container_id,
                     fd=program.cgroup_fd,
-                    fd2=self._device_program(devices.compile_bpf(resources.devices)),
+                    fd2=self._device_program(devices.bpf_program(resources.devices)),
                     a=_BPF_CGROUP_DEVICE,
                     host=True,
                 )
@@ -330,7 +348,7 @@ def _kill_listed(parent_fd: int, container_id: str) -> bool:
 
 def _missing(controller: str, file: str, version: str, available: Iterable[str]) -> str:
     remedy = {
-        "v1": f"mount it: mount -t cgroup -o {controller} cgroup /sys/fs/cgroup/{controller}, or boot without cgroup_disable",
+        "v1": f"mount it: mount -t cgroup -o {controller} cgroup /sys/fs/cgroup/{controller}",
         "v2": "enable it in cgroup.subtree_control of the root group, or run with a delegated group that has it",
         "none": "mount a cgroup file system at /sys/fs/cgroup",
     }[version]
@@ -366,7 +384,7 @@ def _is_used(controller: str, resources: Resources) -> bool:
         return cpu is not None
     if controller == "cpuset":
         return cpu is not None and bool(cpu.cpus or cpu.mems)
-    return any(name == controller for name, _, _ in _v1_writes(resources))
+    return any(name == controller for name, _, _ in limits.v1_writes(resources))
 
 
 def _sum_lines(text: str, key: str) -> int:
@@ -377,173 +395,3 @@ def _sum_lines(text: str, key: str) -> int:
 def _sum_pairs(text: str, key: str) -> int:
     """Add up the values of ``key=value`` words."""
     return sum(int(word.partition("=")[2]) for word in text.split() if word.startswith(f"{key}="))
-
-
-Write = tuple[str, str, str]  # controller, file, value
-
-
-def _given(*writes: tuple[str, str, object]) -> Iterator[Write]:
-    for controller, file, value in writes:
-        if value is not None:
-            yield controller, file, str(int(value) if isinstance(value, bool) else value)
-
-
-def _v1_writes(resources: Resources) -> Iterator[Write]:
-    memory, cpu, pids = resources.memory, resources.cpu, resources.pids
-    if resources.unified:
-        msg = "linux.resources.unified needs cgroup v2, this host's controllers are on v1"
-        raise Unsupported(msg)
-    if memory is not None:
-        if memory.kernel is not None:
-            msg = "linux.resources.memory.kernel was removed from Linux 5.16; leave it out"
-            raise Unsupported(msg)
-        yield from _given(
-            ("memory", "memory.limit_in_bytes", memory.limit),
-            ("memory", "memory.memsw.limit_in_bytes", memory.swap),
-            ("memory", "memory.soft_limit_in_bytes", memory.reservation),
-            ("memory", "memory.kmem.tcp.limit_in_bytes", memory.kernel_tcp),
-            ("memory", "memory.swappiness", memory.swappiness),
-            ("memory", "memory.oom_control", 1 if memory.disable_oom_killer else None),
-        )
-    if cpu is not None:
-        yield from _given(
-            ("cpu", "cpu.shares", cpu.shares),
-            ("cpu", "cpu.cfs_period_us", cpu.period),
-            ("cpu", "cpu.cfs_quota_us", cpu.quota),
-            ("cpu", "cpu.cfs_burst_us", cpu.burst),
-            ("cpu", "cpu.rt_period_us", cpu.realtime_period),
-            ("cpu", "cpu.rt_runtime_us", cpu.realtime_runtime),
-            ("cpu", "cpu.idle", cpu.idle),
-            ("cpuset", "cpuset.cpus", cpu.cpus or None),
-            ("cpuset", "cpuset.mems", cpu.mems or None),
-        )
-    if pids is not None and pids.limit is not None:
-        yield "pids", "pids.max", "max" if pids.limit < 0 else str(pids.limit)
-    yield from _v1_block_io(resources)
-    for limit in resources.hugepage_limits:
-        yield "hugetlb", f"hugetlb.{limit.page_size}.limit_in_bytes", str(limit.limit)
-    network = resources.network
-    if network is not None:
-        yield from _given(("net_cls", "net_cls.classid", network.class_id))
-        for priority in network.priorities:
-            yield "net_prio", "net_prio.ifpriomap", f"{priority.name} {priority.priority}"
-    yield from _rdma(resources)
-    for file, text in devices.v1_writes(resources.devices):
-        yield "devices", file, text
-
-
-def _v1_block_io(resources: Resources) -> Iterator[Write]:
-    io = resources.block_io
-    if io is None:
-        return
-    if io.leaf_weight is not None:
-        msg = "linux.resources.blockIO.leafWeight was removed from Linux 5.0; leave it out"
-        raise Unsupported(msg)
-    weight = "blkio.bfq.weight" if Path("/sys/module/bfq").exists() else "blkio.weight"
-    yield from _given(("blkio", weight, io.weight))
-    for device in io.weight_device:
-        yield "blkio", f"{weight}_device", f"{device.major}:{device.minor} {device.weight}"
-    for file, throttles in (
-        ("blkio.throttle.read_bps_device", io.throttle_read_bps_device),
-        ("blkio.throttle.write_bps_device", io.throttle_write_bps_device),
-        ("blkio.throttle.read_iops_device", io.throttle_read_iops_device),
-        ("blkio.throttle.write_iops_device", io.throttle_write_iops_device),
-    ):
-        for throttle in throttles:
-            yield "blkio", file, f"{throttle.major}:{throttle.minor} {throttle.rate}"
-
-
-def _rdma(resources: Resources) -> Iterator[Write]:
-    for device, limit in resources.rdma.items():
-        parts = [device]
-        if limit.hca_handles is not None:
-            parts.append(f"hca_handle={limit.hca_handles}")
-        if limit.hca_objects is not None:
-            parts.append(f"hca_object={limit.hca_objects}")
-        yield "rdma", "rdma.max", " ".join(parts)
-
-
-def _unlimited(value: int | None) -> str | None:
-    if value is None:
-        return None
-    return "max" if value < 0 else str(value)
-
-
-def _v2_swap(resources: Resources) -> str | None:
-    """Of v2, swap is counted alone; the spec and docker count memory and swap together."""
-    memory = resources.memory
-    if memory is None or memory.swap is None:
-        return None
-    if memory.swap < 0:
-        return "max"
-    if memory.limit is None or memory.limit < 0 or memory.swap < memory.limit:
-        msg = "linux.resources.memory.swap counts memory and swap together: it needs a limit and cannot be below it"
-        raise ValueError(msg)
-    return str(memory.swap - memory.limit)
-
-
-def _v2_writes(resources: Resources) -> Iterator[Write]:
-    memory, cpu, pids = resources.memory, resources.cpu, resources.pids
-    if memory is not None:
-        if memory.kernel is not None or memory.kernel_tcp is not None or memory.swappiness is not None:
-            msg = "linux.resources.memory.kernel, kernelTCP and swappiness do not exist in cgroup v2; leave them out"
-            raise Unsupported(msg)
-        if memory.disable_oom_killer:
-            msg = "linux.resources.memory.disableOOMKiller does not exist in cgroup v2; leave it out"
-            raise Unsupported(msg)
-        yield from _given(
-            ("memory", "memory.max", _unlimited(memory.limit)),
-            ("memory", "memory.swap.max", _v2_swap(resources)),
-            ("memory", "memory.low", _unlimited(memory.reservation)),
-        )
-    if cpu is not None:
-        if cpu.realtime_period is not None or cpu.realtime_runtime is not None:
-            msg = "linux.resources.cpu.realtimePeriod and realtimeRuntime do not exist in cgroup v2; leave them out"
-            raise Unsupported(msg)
-        if cpu.quota is not None or cpu.period is not None:
-            quota = "max" if cpu.quota is None or cpu.quota < 0 else str(cpu.quota)
-            yield "cpu", "cpu.max", f"{quota} {cpu.period or 100000}"
-        weight = None if not cpu.shares else 1 + (cpu.shares - 2) * 9999 // 262142
-        yield from _given(
-            ("cpu", "cpu.weight", weight),
-            ("cpu", "cpu.max.burst", cpu.burst),
-            ("cpu", "cpu.idle", cpu.idle),
-            ("cpuset", "cpuset.cpus", cpu.cpus or None),
-            ("cpuset", "cpuset.mems", cpu.mems or None),
-        )
-    if pids is not None and pids.limit is not None:
-        yield "pids", "pids.max", "max" if pids.limit < 0 else str(pids.limit)
-    yield from _v2_block_io(resources)
-    for limit in resources.hugepage_limits:
-        yield "hugetlb", f"hugetlb.{limit.page_size}.max", str(limit.limit)
-    if resources.network is not None and (resources.network.class_id is not None or resources.network.priorities):
-        msg = "linux.resources.network does not exist in cgroup v2; leave it out"
-        raise Unsupported(msg)
-    yield from _rdma(resources)
-    for file, value in resources.unified.items():
-        if "/" in file:
-            msg = f"linux.resources.unified: {file!r} is not the name of a cgroup file"
-            raise ValueError(msg)
-        yield file.partition(".")[0], file, value
-
-
-def _v2_block_io(resources: Resources) -> Iterator[Write]:
-    io = resources.block_io
-    if io is None:
-        return
-    if io.leaf_weight is not None:
-        msg = "linux.resources.blockIO.leafWeight does not exist in cgroup v2; leave it out"
-        raise Unsupported(msg)
-    # 10..1000 of v1 becomes 1..10000 of v2, as runc does.
-    yield from _given(("io", "io.weight", None if not io.weight else f"default {1 + (io.weight - 10) * 9999 // 990}"))
-    for device in io.weight_device:
-        if device.weight is not None:
-            yield "io", "io.weight", f"{device.major}:{device.minor} {1 + (device.weight - 10) * 9999 // 990}"
-    for key, throttles in (
-        ("rbps", io.throttle_read_bps_device),
-        ("wbps", io.throttle_write_bps_device),
-        ("riops", io.throttle_read_iops_device),
-        ("wiops", io.throttle_write_iops_device),
-    ):
-        for throttle in throttles:
-            yield "io", "io.max", f"{throttle.major}:{throttle.minor} {key}={throttle.rate}"

@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pycontainer.errors import NotFound, Unsupported
 
@@ -253,7 +253,7 @@ class HostDevice(NamedTuple):
         gid: group.
     """
 
-    type: str
+    type: Literal["c", "b"]
     major: int
     minor: int
     mode: int
@@ -283,7 +283,7 @@ def stat_device(path: str | os.PathLike[str]) -> HostDevice:
             f"cannot pass the device {path} to a container: {error.strerror}; is its driver loaded on the host?"
         ) from error
     if stat.S_ISCHR(status.st_mode):
-        kind = "c"
+        kind: Literal["c", "b"] = "c"
     elif stat.S_ISBLK(status.st_mode):
         kind = "b"
     else:

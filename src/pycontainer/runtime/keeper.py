@@ -1,10 +1,10 @@
 """The keeper: one tiny process for each program that runs containers. It makes their end and their clean-up certain.
 
 Every container hands the keeper a pidfd of itself before it executes its program. When the program that runs containers
-ends, in whatever way, the keeper sees its socket close: it kills what still runs, removes what the containers leave, and
-ends. While the program lives, the keeper removes the leftovers of ended containers, off the path of the next start. Its
-mount namespace holds three mounts; containers start from a copy of it, so that their start costs the same however many
-mounts the host has.
+ends, in whatever way, the keeper sees its socket close: it kills what still runs, removes what the containers leave,
+and ends. While the program lives, the keeper removes the leftovers of ended containers, off the path of the next
+start. Its mount namespace holds three mounts; containers start from a copy of it, so that their start costs the same
+however many mounts the host has.
 
 On disk: ``runs/<instance>/lock``, held by program and keeper for as long as one of them lives, and
 ``runs/<instance>/<container id>/`` for each container. What a killed keeper left is removed by :func:`recover`.
@@ -20,14 +20,18 @@ import re
 import secrets
 import socket
 import weakref
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pycontainer._ffi import HELPER, lib, new_error, read_error
 from pycontainer.errors import StartError
-from pycontainer.runtime.cgroups import Cgroups
 from pycontainer.runtime.process import Process
 from pycontainer.runtime.program import CWD, Program
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pycontainer.runtime.cgroups import Cgroups
 
 __all__ = ["ATTACH_POINT", "Keeper", "helper_fd", "recover"]
 
@@ -36,7 +40,11 @@ CLONE_NEWNS = 0x00020000
 _MS_PRIVATE = 1 << 18
 _ID = re.compile(r"[0-9a-f]{64}")
 _HIGH = 200  # descriptors are lifted above every number that the keeper's own take
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE if hasattr(fcntl, "F_SEAL_SEAL") else 15
+_SEALS = (
+    fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+    if hasattr(fcntl, "F_SEAL_SEAL")
+    else 15
+)
 
 _helper: int | None = None
 
@@ -140,7 +148,7 @@ class Keeper:
             clean(self.instance_fd, container_id, self._cgroups)
 
     def close(self) -> None:
-        """Kill what still runs, remove what is left, end the keeper. Returns when nothing is left; safe to call again."""
+        """Kill what still runs, remove what is left, end the keeper, and wait for all that. Safe to call again."""
         if self._owner != os.getpid() or self.pidfd < 0:
             return
         _open_keepers.discard(self)
@@ -246,7 +254,7 @@ def recover(runs: Path, cgroups: Cgroups) -> int:
 def _clean_instance(instance: Path, cgroups: Cgroups) -> None:
     fd = os.open(instance, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        for name in os.listdir(fd):
+        for name in os.listdir(fd):  # noqa: PTH208 - by descriptor: the path may be another directory by now
             if _ID.fullmatch(name):
                 cgroups.kill(name)
                 clean(fd, name, cgroups)
@@ -259,5 +267,3 @@ def _clean_instance(instance: Path, cgroups: Cgroups) -> None:
             raise StartError(*read_error(err))
     finally:
         os.close(parent)
-
-

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 
 from pycontainer._ffi import lib
 from pycontainer.errors import StartError, Unsupported
-from pycontainer.oci import runtime as oci
 from pycontainer.runtime.program import CWD, Program
+
+if TYPE_CHECKING:
+    from pycontainer.oci import runtime as oci
 
 __all__ = ["Options", "add_bind", "add_mount", "parse_options"]
 
@@ -22,7 +25,7 @@ RDONLY = 0x00000001  # MOUNT_ATTR_* of linux/mount.h
 NOSUID = 0x00000002
 NODEV = 0x00000004
 NOEXEC = 0x00000008
-ATIME = 0x00000070
+ATIME = 0x00000070  # a field, not a flag: relatime is 0
 NOATIME = 0x00000010
 STRICTATIME = 0x00000020
 NODIRATIME = 0x00000080
@@ -51,11 +54,20 @@ _CLEAR = {
 }
 _ATIME_WORDS = {"relatime", "atime", "nostrictatime"}
 _PROPAGATION = {"private": 1 << 18, "slave": 1 << 19, "shared": 1 << 20, "unbindable": 1 << 17}
-_IGNORED = {"defaults", "silent", "loud", "nofail", "mand", "nomand", "norelatime", "async"}  # the kernel's default, or no meaning
+_IGNORED = {
+    "defaults",
+    "silent",
+    "loud",
+    "nofail",
+    "mand",
+    "nomand",
+    "norelatime",
+    "async",
+}  # the kernel's default, or no meaning
 _SUPERBLOCK = {"sync", "dirsync", "lazytime", "nolazytime", "iversion", "noiversion"}
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class Options:
     """The option words of one mount, sorted out.
 
@@ -84,57 +96,52 @@ class Options:
 
 @functools.lru_cache(maxsize=512)
 def parse_options(words: tuple[str, ...]) -> Options:
-    """Sort out the option words of a mount.
+    """Sort out the option words of a mount; the result is shared, so it is not to be changed.
 
     Raises:
         Unsupported: a word would change a mount that is there already (``remount``).
     """
-    attributes = clear = propagation = 0
-    recursive = bind = bind_recursive = propagation_recursive = idmap = False
-    data: list[str] = []
+    options = Options()
     for word in words:
-        plain = word[1:] if word.startswith("r") and (word[1:] in _SET or word[1:] in _CLEAR or word[1:] in _ATIME_WORDS) else word
-        if plain != word:
-            recursive = True
-        if plain in _SET:
-            if _SET[plain] & ATIME:
-                attributes &= ~ATIME
-                clear |= ATIME
-            attributes |= _SET[plain]
-            clear &= ~(_SET[plain] & ~ATIME)
-        elif plain in _CLEAR:
-            attributes &= ~_CLEAR[plain]
-            clear |= _CLEAR[plain]
-        elif plain in _ATIME_WORDS:
-            attributes &= ~ATIME
-            clear |= ATIME
-        elif word in ("bind", "rbind"):
-            bind, bind_recursive = True, bind_recursive or word == "rbind"
-        elif word.removeprefix("r") in _PROPAGATION:
-            propagation = _PROPAGATION[word.removeprefix("r")]
-            propagation_recursive = word.startswith("r")
+        if _take_attribute(options, word):
+            continue
+        plain = word.removeprefix("r")
+        if word in ("bind", "rbind"):
+            options.bind = True
+            options.bind_recursive |= word == "rbind"
+        elif plain in _PROPAGATION:
+            options.propagation = _PROPAGATION[plain]
+            options.propagation_recursive = word != plain
         elif word in ("idmap", "ridmap"):
-            idmap = True
+            options.idmap = True
         elif word == "remount":
-            msg = "mount option 'remount' changes a mount that is there already; give the final options on the mount itself"
+            msg = "mount option 'remount' changes a mount that is there already; give it its final options"
             raise Unsupported(msg)
         elif word not in _IGNORED:
-            data.append(word)
-    return Options(
-        attributes=attributes,
-        clear=clear,
-        recursive=recursive,
-        bind=bind,
-        bind_recursive=bind_recursive,
-        propagation=propagation,
-        propagation_recursive=propagation_recursive,
-        idmap=idmap,
-        data=tuple(data),
-    )
+            options.data = (*options.data, word)
+    return options
+
+
+def _take_attribute(options: Options, word: str) -> bool:
+    """Note a word that sets or clears attributes of a mount; ``rro`` and its like do so for nested mounts too."""
+    known = word in _SET or word in _CLEAR or word in _ATIME_WORDS
+    if not known and word.startswith("r") and _take_attribute(options, word[1:]):
+        options.recursive = True
+        return True
+    if word in _ATIME_WORDS or _SET.get(word, 0) & ATIME:
+        options.attributes = options.attributes & ~ATIME | _SET.get(word, 0)
+        options.clear |= ATIME
+    elif word in _SET:
+        options.attributes |= _SET[word]
+        options.clear &= ~_SET[word]
+    elif word in _CLEAR:
+        options.attributes &= ~_CLEAR[word]
+        options.clear |= _CLEAR[word]
+    return known
 
 
 def add_mount(program: Program, mount: oci.Mount, *, prepared: int | None = None) -> None:
-    """Append the steps for one mount, in the container's namespaces; ``prepared`` is a bind that the host steps opened."""
+    """Append the steps for one mount in the container; ``prepared`` is a bind that the host steps opened."""
     options = parse_options(mount.options)
     target = mount.destination
     if prepared is not None:
@@ -201,14 +208,10 @@ def add_bind(program: Program, mount: oci.Mount, *, bundle: str | None = None, u
         host=True,
     )
     if userns_fd >= 0:
-        program.step(
-            lib.PYC_OP_SETATTR, f"map the ids of the bind mount of {source}", fd=fd, fd2=userns_fd, host=True
-        )
+        program.step(lib.PYC_OP_SETATTR, f"map the ids of the bind mount of {source}", fd=fd, fd2=userns_fd, host=True)
     return fd
 
 
 def is_bind(mount: oci.Mount) -> bool:
     """Whether a mount shows something of the host."""
     return mount.type == "bind" or parse_options(mount.options).bind
-
-

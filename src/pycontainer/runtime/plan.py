@@ -1,22 +1,22 @@
 """From a runtime document to a program of steps: the one way in which every container starts.
 
-The order is the specification's: cgroup, namespaces, root, mounts, devices, masks, identity, execve. Whatever needs a path
-of the host is done by host steps and enters as a descriptor; after pivot_root every path is the container's.
+The order is the specification's: cgroup, namespaces, root, mounts, devices, masks, identity, execve. Whatever needs a
+path of the host is done by host steps and enters as a descriptor; after pivot_root every path is the container's.
 """
 
 from __future__ import annotations
 
 import os
-import resource
-import struct
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import attrs
 
 from pycontainer._ffi import lib
 from pycontainer.errors import Unsupported
 from pycontainer.oci import runtime as oci
-from pycontainer.runtime import capabilities, mounts
+from pycontainer.oci.runtime_rules import sysctl_path
+from pycontainer.runtime import identity, mounts
 from pycontainer.runtime.cgroups import Cgroups
 from pycontainer.runtime.keeper import ATTACH_POINT, Keeper, helper_fd
 from pycontainer.runtime.program import CWD, Program
@@ -40,8 +40,6 @@ O_PATH = 0o10000000
 
 _O_CREAT = os.O_CREAT
 _S_IFREG, _S_IFCHR, _S_IFBLK, _S_IFIFO = 0o100000, 0o020000, 0o060000, 0o010000
-_PR_SET_PDEATHSIG = 1
-_INFINITY = (1 << 64) - 1
 _DEFAULT_DEVICES = (
     ("/dev/null", 1, 3),
     ("/dev/zero", 1, 5),
@@ -192,8 +190,8 @@ class _Builder:
             program.uid_map = _id_map(self.linux.uid_mappings)
             program.gid_map = _id_map(self.linux.gid_mappings)
         program.step(lib.PYC_OP_SEAL_FDS, "close the caller's descriptors", a=3)
-        # Until the keeper knows it, the kernel ends it with its caller; a program could switch that off, not the keeper.
-        program.step(lib.PYC_OP_PRCTL, "tie the process to its caller", a=_PR_SET_PDEATHSIG, b=9)
+        # Until the keeper knows it, the kernel ends it with its caller; a program may switch that off, not the keeper.
+        program.step(lib.PYC_OP_PRCTL, "tie the process to its caller", a=identity.PR_SET_PDEATHSIG, b=9)
         program.step(lib.PYC_OP_REGISTER, "register with the keeper", self.start.container_id, fd=keeper.socket_fd)
         program.step(lib.PYC_OP_UMASK, "clear the umask", a=0)
 
@@ -235,9 +233,7 @@ class _Builder:
         if "cgroup" in self.new:
             program.step(lib.PYC_OP_UNSHARE, "make the cgroup namespace", a=CLONE["cgroup"])
         self.attach_point = str(self.start.keeper.instance)
-        program.step(
-            lib.PYC_OP_SETATTR, "make the mounts private", "/", fd=CWD, c=1 << 18, flags=lib.PYC_RECURSIVE
-        )
+        program.step(lib.PYC_OP_SETATTR, "make the mounts private", "/", fd=CWD, c=1 << 18, flags=lib.PYC_RECURSIVE)
 
     def _time_namespace(self) -> None:
         if "time" in self.start.join:
@@ -293,9 +289,7 @@ class _Builder:
     def _binds(self) -> dict[int, int]:
         """Open the sources of all bind mounts on the host; by the mount's number."""
         return {
-            number: mounts.add_bind(
-                self.program, mount, bundle=self.start.bundle, userns_fd=self._mount_userns(mount)
-            )
+            number: mounts.add_bind(self.program, mount, bundle=self.start.bundle, userns_fd=self._mount_userns(mount))
             for number, mount in enumerate(self.spec.mounts)
             if mounts.is_bind(mount)
         }
@@ -384,15 +378,15 @@ class _Builder:
             for path, text in _DEFAULT_LINKS:
                 program.step(lib.PYC_OP_SYMLINK, "link", path, fd=CWD, text=text, flags=lib.PYC_EXISTS_OK)
             if any(m.destination.rstrip("/") == "/dev/pts" for m in self.spec.mounts):
-                program.step(
-                    lib.PYC_OP_SYMLINK, "link", "/dev/ptmx", fd=CWD, text="pts/ptmx", flags=lib.PYC_EXISTS_OK
-                )
+                program.step(lib.PYC_OP_SYMLINK, "link", "/dev/ptmx", fd=CWD, text="pts/ptmx", flags=lib.PYC_EXISTS_OK)
         for device in own:
             kind = {"c": _S_IFCHR, "u": _S_IFCHR, "b": _S_IFBLK, "p": _S_IFIFO}[device.type]
             mode = kind | (0o666 if device.file_mode is None else device.file_mode & 0o7777)
             owner = (device.uid or 0) << 32 | (device.gid or 0)
             program.step(
-                lib.PYC_OP_MKDIR_IN, "make the directory of a device", os.path.dirname(device.path)  # noqa: PTH120
+                lib.PYC_OP_MKDIR_IN,
+                "make the directory of a device",
+                os.path.dirname(device.path),  # noqa: PTH120
             )
             self._node(device.path, mode, os.makedev(device.major or 0, device.minor or 0), owner)
 
@@ -438,7 +432,12 @@ class _Builder:
             null = program.step(
                 lib.PYC_OP_OPEN, "open the null device of the container", "/dev/null", fd=CWD, a=O_PATH, result=True
             )
-            empty = program.mount("make an empty directory for masks", "tmpfs", ["mode=555", "size=0k", "nr_inodes=1"], attributes=mounts.RDONLY)
+            empty = program.mount(
+                "make an empty directory for masks",
+                "tmpfs",
+                ["mode=555", "size=0k", "nr_inodes=1"],
+                attributes=mounts.RDONLY,
+            )
             for path in linux.masked_paths:
                 program.step(lib.PYC_OP_MASK, "mask", path, fd=null, fd2=empty, flags=lib.PYC_MISSING_OK)
 
@@ -448,20 +447,11 @@ class _Builder:
         program, process = self.program, self.process
         if self.spec.root.readonly:
             program.step(lib.PYC_OP_SETATTR, "make the root read-only", "/", fd=CWD, a=mounts.RDONLY)
-        for limit in process.rlimits:
-            number = getattr(resource, limit.type, None)
-            if number is None:
-                number = _MORE_RLIMITS.get(limit.type)
-            if number is None:
-                msg = f"process.rlimits: {limit.type} is not a limit of Linux"
-                raise Unsupported(msg)
-            program.step(
-                lib.PYC_OP_RLIMIT, f"set {limit.type} to {limit.soft}:{limit.hard}", a=number, b=limit.soft, c=limit.hard
-            )
-        self._scheduling()
+        identity.add_rlimits(program, process)
+        identity.add_scheduling(program, process, self.linux)
         program.step(lib.PYC_OP_KEYRING, "make a session keyring", flags=lib.PYC_DENIED_OK)
         self._streams()
-        self._credentials()
+        identity.add_credentials(program, process, self.start.seccomp)
 
     def _streams(self) -> None:
         program, process = self.program, self.process
@@ -469,7 +459,12 @@ class _Builder:
             program.status = True
             size = process.console_size
             devpts = program.step(
-                lib.PYC_OP_OPEN, "open the terminals of the container", "/dev/pts", fd=CWD, a=os.O_DIRECTORY, result=True
+                lib.PYC_OP_OPEN,
+                "open the terminals of the container",
+                "/dev/pts",
+                fd=CWD,
+                a=os.O_DIRECTORY,
+                result=True,
             )
             program.step(
                 lib.PYC_OP_TTY,
@@ -492,58 +487,12 @@ class _Builder:
             c=process.user.gid,
         )
 
-    def _scheduling(self) -> None:
-        program, process = self.program, self.process
-        if process.scheduler is not None:
-            program.step(lib.PYC_OP_SCHED, "set the scheduler", data=_sched_attr(process.scheduler))
-        if process.io_priority is not None:
-            kind = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}[process.io_priority.class_]
-            program.step(lib.PYC_OP_IOPRIO, "set the I/O priority", a=kind << 13 | (process.io_priority.priority or 0))
-        affinity = process.exec_cpu_affinity
-        if affinity is not None:
-            for label, cpus in (("initial", affinity.initial), ("final", affinity.final)):
-                if cpus:
-                    program.step(lib.PYC_OP_AFFINITY, f"set the {label} CPU affinity {cpus}", data=_cpu_mask(cpus))
-        if self.linux.personality is not None:
-            value = {"LINUX": 0, "LINUX32": 8}[self.linux.personality.domain]
-            program.step(lib.PYC_OP_PERSONALITY, "set the execution domain", a=value)
-
-    def _credentials(self) -> None:
-        """In this order: nothing that is still needed is given up too early, and nothing is given back."""
-        program, process = self.program, self.process
-        caps = process.capabilities or oci.Capabilities()
-        bounding = capabilities.to_mask(caps.bounding)
-        program.step(lib.PYC_OP_CHDIR, "enter the working directory", process.cwd)
-        program.step(lib.PYC_OP_BOUNDING, "limit the capabilities", a=bounding, b=len(capabilities.supported()) - 1)
-        if not process.no_new_privileges:
-            self._load_filter()  # it takes CAP_SYS_ADMIN, which is about to go
-        user = process.user
-        groups = struct.pack(f"<{len(user.additional_gids)}I", *user.additional_gids)
-        program.step(lib.PYC_OP_GROUPS, "set the groups", data=groups)
-        program.step(lib.PYC_OP_IDS, f"become user {user.uid} and group {user.gid}", a=user.uid, b=user.gid)
-        program.step(
-            lib.PYC_OP_CAPS,
-            "set the capabilities",
-            a=capabilities.to_mask(caps.effective),
-            b=capabilities.to_mask(caps.permitted),
-            c=capabilities.to_mask(caps.inheritable),
-        )
-        if caps.ambient:
-            program.step(lib.PYC_OP_AMBIENT, "set the ambient capabilities", a=capabilities.to_mask(caps.ambient))
-        program.step(lib.PYC_OP_UMASK, "set the umask", a=0o022 if user.umask is None else user.umask)
-        program.step(lib.PYC_OP_PRCTL, "tie the process to its caller", a=_PR_SET_PDEATHSIG, b=9)
-        if process.no_new_privileges:
-            program.step(lib.PYC_OP_NO_NEW_PRIVS, "set no_new_privs")
-            self._load_filter()
-
-    def _load_filter(self) -> None:
-        compiled = self.start.seccomp
-        if compiled is not None:
-            self.program.step(lib.PYC_OP_SECCOMP, "load the seccomp filter", data=compiled.program, a=compiled.flags)
-
     def _execute(self) -> None:
         process = self.process
-        path = next((v[5:] for v in process.env if v.startswith("PATH=")), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        path = next(
+            (v[5:] for v in process.env if v.startswith("PATH=")),
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
         if self.start.init:
             self.program.status = True
             self.program.status_target = 3
@@ -552,9 +501,6 @@ class _Builder:
             )
             return
         self.program.execute("execute", process.args[0], process.args, process.env, search_path=path)
-
-
-_MORE_RLIMITS = {"RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12, "RLIMIT_NICE": 13, "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15}
 
 
 def refuse_unsupported(spec: oci.Spec) -> None:
@@ -579,23 +525,15 @@ def refuse_unsupported(spec: oci.Spec) -> None:
             raise Unsupported(msg)
 
 
-def sysctl_path(name: str) -> str:
-    """Return the path below /proc/sys of a kernel parameter, see sysctl(8): ``.`` and ``/`` trade places by the first."""
-    first = next((c for c in name if c in "./"), ".")
-    parts = name.split(first)
-    if first == ".":
-        parts = [part.replace("/", ".") for part in parts]
-    if any(part in ("", ".", "..") for part in parts):
-        msg = f"not the name of a kernel parameter: {name!r}"
-        raise ValueError(msg)
-    return "/".join(parts)
-
-
 def _host_device(path: str, mode: int, number: int) -> str:
     """Return the host's node of a device, which a user namespace can only bind, not make."""
-    for candidate in (path, f"/dev/{os.path.basename(path)}", f"/dev/{'block' if mode & _S_IFBLK == _S_IFBLK else 'char'}/{os.major(number)}:{os.minor(number)}"):  # noqa: PTH119
+    for candidate in (
+        path,
+        f"/dev/{path.rpartition('/')[2]}",
+        f"/dev/{'block' if mode & _S_IFBLK == _S_IFBLK else 'char'}/{os.major(number)}:{os.minor(number)}",
+    ):
         try:
-            found = os.stat(candidate)  # noqa: PTH116
+            found = Path(candidate).stat()
         except FileNotFoundError:
             continue
         if found.st_rdev == number and found.st_mode & 0o170000 == mode & 0o170000:
@@ -609,43 +547,3 @@ def _id_map(mappings: tuple[oci.IdMapping, ...]) -> str:
         msg = "linux.uidMappings and gidMappings: a new user namespace needs them"
         raise Unsupported(msg)
     return "".join(f"{m.container_id} {m.host_id} {m.size}\n" for m in mappings)
-
-
-_POLICIES = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_IDLE": 5, "SCHED_DEADLINE": 6}
-_SCHED_FLAGS = {
-    "SCHED_FLAG_RESET_ON_FORK": 0x01,
-    "SCHED_FLAG_RECLAIM": 0x02,
-    "SCHED_FLAG_DL_OVERRUN": 0x04,
-    "SCHED_FLAG_KEEP_POLICY": 0x08,
-    "SCHED_FLAG_KEEP_PARAMS": 0x10,
-    "SCHED_FLAG_UTIL_CLAMP_MIN": 0x20,
-    "SCHED_FLAG_UTIL_CLAMP_MAX": 0x40,
-}
-
-
-def _sched_attr(scheduler: oci.Scheduler) -> bytes:
-    """Return a ``struct sched_attr``, see sched_setattr(2)."""
-    if scheduler.policy not in _POLICIES:
-        msg = f"process.scheduler.policy: {scheduler.policy} does not exist in Linux"
-        raise Unsupported(msg)
-    flags = sum(_SCHED_FLAGS[name] for name in scheduler.flags)
-    return struct.pack(
-        "<IIQiIQQQ",
-        48,
-        _POLICIES[scheduler.policy],
-        flags,
-        scheduler.nice,
-        scheduler.priority,
-        scheduler.runtime,
-        scheduler.deadline,
-        scheduler.period,
-    )
-
-
-def _cpu_mask(text: str) -> bytes:
-    mask = 0
-    for part in text.replace(" ", "").split(","):
-        first, _, last = part.partition("-")
-        for cpu in range(int(first), int(last or first) + 1):
-            mask |= 1 << cpu
-    return mask.to_bytes(max(8, (mask.bit_length() + 63) // 64 * 8), "little")

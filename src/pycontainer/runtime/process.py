@@ -8,12 +8,15 @@ import select
 import termios
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import attrs
 
 from pycontainer._ffi import ffi, lib, new_error, read_error
 from pycontainer.errors import StartError
-from pycontainer.runtime.program import Program
+
+if TYPE_CHECKING:
+    from pycontainer.runtime.program import Program
 
 __all__ = ["Exit", "Process", "Streams"]
 
@@ -181,44 +184,92 @@ class Process:
         Returns:
             Whether it ended; False at the deadline. An exception, such as KeyboardInterrupt, leaves it running.
         """
-        poller = select.poll()
-        poller.register(self.pidfd, select.POLLIN)
-        sinks: dict[int, Sink] = {}
-        for fd, sink in streams.outputs:
+        exchange = _Exchange(self.pidfd, streams)
+        while not exchange.done:
+            # Once it has ended nobody writes any more, unless a stranger holds the pipe: take what is there.
+            wait = 0.0 if exchange.ended else None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            if not exchange.turn(wait):
+                break
+        return exchange.ended
+
+
+class _Exchange:
+    """The conversation with one process: which descriptors are watched, what is still to be written."""
+
+    def __init__(self, pidfd: int, streams: Streams) -> None:
+        self.ended = False
+        self._pidfd = pidfd
+        self._streams = streams
+        self._poller = select.poll()
+        self._poller.register(pidfd, select.POLLIN)
+        self._sinks: dict[int, Sink] = dict(streams.outputs)
+        for fd in self._sinks:
             os.set_blocking(fd, False)
-            poller.register(fd, select.POLLIN)
-            sinks[fd] = sink
-        pending = memoryview(streams.data)
-        if streams.stdin >= 0:
-            if pending or streams.relay >= 0:
-                os.set_blocking(streams.stdin, False)
-                if pending:
-                    poller.register(streams.stdin, select.POLLOUT)
-            else:
-                _close_stdin(streams)
+            self._poller.register(fd, select.POLLIN)
+        self._pending = memoryview(streams.data)
         if streams.relay >= 0:
-            poller.register(streams.relay, select.POLLIN)
-        ended = False
-        while not (ended and not sinks):
-            timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            if ended:
-                timeout = 0  # nobody writes any more, unless a stranger holds the pipe: take what is there
-            events = poller.poll(timeout)
-            if not events:
-                return ended
-            for fd, _ in events:
-                if fd == self.pidfd:
-                    ended = True
-                    poller.unregister(fd)
-                elif fd in sinks:
-                    if not _drain(fd, sinks[fd]):
-                        del sinks[fd]
-                        poller.unregister(fd)
-                elif fd == streams.relay:
-                    pending = _relay(streams, poller, pending)
-                else:
-                    pending = _feed(streams, poller, pending)
-        return True
+            self._poller.register(streams.relay, select.POLLIN)
+        if streams.stdin >= 0:
+            os.set_blocking(streams.stdin, False)
+            if self._pending:
+                self._poller.register(streams.stdin, select.POLLOUT)
+            elif streams.relay < 0:
+                self._close_stdin()
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended and every output is at its end."""
+        return self.ended and not self._sinks
+
+    def turn(self, timeout: float | None) -> bool:
+        """Wait up to ``timeout`` milliseconds and do what can be done; return whether there was anything."""
+        events = self._poller.poll(timeout)
+        for fd, _ in events:
+            if fd == self._pidfd:
+                self.ended = True
+                self._poller.unregister(fd)
+            elif fd in self._sinks:
+                if not _drain(fd, self._sinks[fd]):
+                    del self._sinks[fd]
+                    self._poller.unregister(fd)
+            elif fd == self._streams.relay:
+                self._relay()
+            else:
+                self._feed()
+        return bool(events)
+
+    def _close_stdin(self) -> None:
+        os.close(self._streams.stdin)
+        self._streams.stdin = -1
+
+    def _feed(self) -> None:
+        try:
+            self._pending = self._pending[os.write(self._streams.stdin, self._pending[:_CHUNK]) :]
+        except BlockingIOError:
+            return
+        except OSError:  # EPIPE, EIO: it does not read any more, which is its right
+            self._pending = memoryview(b"")
+            self._end_relay()
+        if not self._pending:
+            self._poller.unregister(self._streams.stdin)
+            if self._streams.relay < 0:
+                self._close_stdin()
+
+    def _end_relay(self) -> None:
+        if self._streams.relay >= 0:
+            self._poller.unregister(self._streams.relay)
+            self._streams.relay = -1
+
+    def _relay(self) -> None:
+        data = os.read(self._streams.relay, _CHUNK)
+        if not data:
+            self._end_relay()
+            if not self._pending:
+                self._close_stdin()
+            return
+        if not self._pending:
+            self._poller.register(self._streams.stdin, select.POLLOUT)
+        self._pending = memoryview(bytes(self._pending) + data)
 
 
 def _drain(fd: int, sink: Sink) -> bool:
@@ -234,38 +285,3 @@ def _drain(fd: int, sink: Sink) -> bool:
     if data:
         sink(data)
     return bool(data)
-
-
-def _close_stdin(streams: Streams) -> None:
-    os.close(streams.stdin)
-    streams.stdin = -1
-
-
-def _feed(streams: Streams, poller: select.poll, pending: memoryview) -> memoryview:
-    try:
-        pending = pending[os.write(streams.stdin, pending[:_CHUNK]) :]
-    except BlockingIOError:
-        return pending
-    except OSError:  # EPIPE, EIO: it does not read any more, which is its right
-        pending = memoryview(b"")
-        streams.relay, relay = -1, streams.relay
-        if relay >= 0:
-            poller.unregister(relay)
-    if not pending:
-        poller.unregister(streams.stdin)
-        if streams.relay < 0:
-            _close_stdin(streams)
-    return pending
-
-
-def _relay(streams: Streams, poller: select.poll, pending: memoryview) -> memoryview:
-    data = os.read(streams.relay, _CHUNK)
-    if not data:
-        poller.unregister(streams.relay)
-        streams.relay = -1
-        if not pending:
-            _close_stdin(streams)
-        return pending
-    if not pending:
-        poller.register(streams.stdin, select.POLLOUT)
-    return memoryview(bytes(pending) + data)

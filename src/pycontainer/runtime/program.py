@@ -1,16 +1,19 @@
 """Build the table of steps by which the C core starts a process (``csrc/program.h``).
 
-A program has host steps, run in the calling thread, and child steps, run by the new process before its execve. It is one
-relocatable buffer: steps of 64 bytes and a pool of texts to which they point by offset.
+A program has host steps, run in the calling thread, and child steps, run by the new process before its execve. It is
+one relocatable buffer: steps of 64 bytes and a pool of texts to which they point by offset.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from pycontainer._ffi import ffi, lib, new_error, read_error
 from pycontainer.errors import StartError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["CWD", "Program"]
 
@@ -99,7 +102,7 @@ class Program:
             self.host_slots = self._slots
         return slot
 
-    def _add(  # noqa: PLR0913 - one argument for each field of the step
+    def _add(
         self,
         where: list[bytes],
         op: int,
@@ -137,7 +140,7 @@ class Program:
             )
         )
 
-    def step(  # noqa: PLR0913
+    def step(
         self,
         op: int,
         label: str,
@@ -194,11 +197,13 @@ class Program:
         )
         return int(lib.PYC_SLOT_BASE) - slot
 
-    def mkdir(self, label: str, path: Text, *, fd: int = CWD, mode: int = 0o755, flags: int = 0, host: bool = False) -> None:
+    def mkdir(
+        self, label: str, path: Text, *, fd: int = CWD, mode: int = 0o755, flags: int = 0, host: bool = False
+    ) -> None:
         """Make a directory; in the caller, whose umask may be anything, with just this mode."""
         self.step(lib.PYC_OP_MKDIR, label, path, fd=fd, a=mode, c=int(host), flags=flags, host=host)
 
-    def write(  # noqa: PLR0913
+    def write(
         self,
         label: str,
         path: Text,
@@ -216,7 +221,9 @@ class Program:
             lib.PYC_OP_WRITE, label, path, fd=fd, data=data, a=open_flags, b=mode, c=int(proc), flags=flags, host=host
         )
 
-    def mount(self, label: str, kind: str, options: Iterable[str] = (), *, attributes: int = 0, host: bool = False) -> int:
+    def mount(
+        self, label: str, kind: str, options: Iterable[str] = (), *, attributes: int = 0, host: bool = False
+    ) -> int:
         """Make a new mount, attached nowhere yet; return its operand."""
         data = b"".join(option.encode(errors="surrogateescape") + b"\0" for option in options)
         return self.step(lib.PYC_OP_FSMOUNT, label, kind, data=data, a=attributes, host=host, result=True)
@@ -225,7 +232,7 @@ class Program:
         """Attach a mount at a path of the container; consumes the operand."""
         self.step(lib.PYC_OP_ATTACH, label, target, fd=mount, flags=flags)
 
-    def execute(  # noqa: PLR0913
+    def execute(
         self,
         label: str,
         program: Text,

@@ -7,12 +7,15 @@ See passwd(5), group(5) and docker's rules for ``--user``.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import attrs
 
 from pycontainer._ffi import lib, new_error
 from pycontainer.errors import NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["Accounts", "Identity", "read_accounts"]
 
@@ -63,8 +66,8 @@ class Accounts:
         """Return the ids for ``user``.
 
         Args:
-            user: ``""`` (root), ``name``, ``uid``, and either with ``:group`` or ``:gid``. Without a group the user's own
-                supplementary groups count, as in docker.
+            user: ``""`` (root), ``name``, ``uid``, and either with ``:group`` or ``:gid``. Without a group the user's
+                own supplementary groups count, as in docker.
             extra_groups: more groups, names or numbers.
 
         Raises:

@@ -15,6 +15,9 @@ ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "src/pycontainer"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 650
+PUBLIC = {
+    f"pycontainer.{name}" for name in ("engine", "errors", "image", "model")
+}  # what users import comes from these
 
 # From the bottom up. A module may import from levels below its own and from its own room.
 FACTS, MECHANISM, LIBRARY, DOOR, PROGRAMS = range(5)
@@ -106,7 +109,7 @@ def test_c_files_are_short_and_say_what_they_own(path: Path) -> None:
 
 @pytest.mark.parametrize("name", names_of_modules(MODULES))
 def test_all_is_kept_honest(name: str) -> None:
-    """Every name in ``__all__`` exists, and every public class and function of a public module is in it."""
+    """Every name in ``__all__`` exists; in a module of the public API every class and function is in it or private."""
     if name.endswith("__main__"):
         return
     module = importlib.import_module(name)
@@ -118,12 +121,12 @@ def test_all_is_kept_honest(name: str) -> None:
         return
     assert len(public) == len(set(public))
     assert [entry for entry in public if not hasattr(module, entry)] == []
-    own = {
-        entry
-        for entry, value in vars(module).items()
-        if not entry.startswith("_") and getattr(value, "__module__", None) == name and callable(value)
-    }
-    if not name.rpartition(".")[2].startswith("_"):
+    if name in PUBLIC:
+        own = {
+            entry
+            for entry, value in vars(module).items()
+            if not entry.startswith("_") and getattr(value, "__module__", None) == name and callable(value)
+        }
         assert own - set(public) == set(), "public by name, missing in __all__"
 
 
@@ -155,9 +158,11 @@ def tracked_files() -> list[Path]:
 
 def test_no_file_names_a_machine() -> None:
     """Paths of one developer's machine mean nothing on another."""
-    pattern = re.compile(rb"/(?:work|tmp/venv|home/(?!app\b|user\b|me\b)[a-z]+)\b(?!:)")
+    pattern = re.compile(
+        rb"""(?:^|[\s"'`=(\[,])(/(?:work|tmp/venv|home/(?!app\b|user\b|me\b)[a-z]+)\b)""", re.MULTILINE
+    )
     found = [
-        f"{path.relative_to(ROOT)}: {match[0].decode()}"
+        f"{path.relative_to(ROOT)}: {match[1].decode()}"
         for path in tracked_files()
         if path.is_file() and path.name != "test_layout.py"
         for match in pattern.finditer(path.read_bytes())

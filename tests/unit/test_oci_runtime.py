@@ -230,6 +230,16 @@ WRONG: list[tuple[str, Any, str]] = [
     ("linux/namespaces", [{"type": "user"}], "linux.uidMappings"),
     ("linux/uidMappings", EVERYWHERE, "linux.uidMappings"),
     ("linux/timeOffsets", {"monotonic": {"secs": 1}}, "linux.timeOffsets"),
+    (
+        "linux",
+        {"namespaces": [{"type": "time"}], "timeOffsets": {"boottime": {"nanosecs": 10**9}}},
+        "linux.timeOffsets.boottime.nanosecs",
+    ),
+    (
+        "linux",
+        {"namespaces": [{"type": "time", "path": "/t"}], "timeOffsets": {"boottime": {"secs": 1}}},
+        "linux.timeOffsets",
+    ),
     ("linux/devices", [{"type": "c", "path": "dev/x", "major": 1, "minor": 3}], "linux.devices[0].path"),
     ("linux/devices", [{"type": "c", "path": "/dev/x", "major": 1}], "linux.devices[0].minor"),
     ("linux/devices", [{"type": "c", "path": "/dev/x", "major": 4096, "minor": 3}], "linux.devices[0].major"),
@@ -373,6 +383,12 @@ def test_what_would_change_the_host_needs_its_namespace(kind: str, path: str, va
     assert caught.value.path == shown
 
 
+def test_one_thing_is_said_once() -> None:
+    document = changed("linux/sysctl", {"kernel.domainname": "a"}) | {"domainname": "b"}
+    with pytest.raises(InvalidSpec, match="the property domainname says the same"):
+        runtime.parse(document)
+
+
 def test_a_document_is_brought_to_one_form() -> None:
     document = changed("mounts", [{"destination": "proc", "type": "proc"}])
     document["linux"]["devices"] = [{"type": "c", "path": "/dev/x", "major": 1, "minor": 3, "fileMode": 0o020640}]
@@ -414,6 +430,23 @@ def test_values_are_frozen_and_can_be_copied_and_sent() -> None:
         spec.hostname = "x"  # type: ignore[misc]
     assert copy.deepcopy(spec) == spec
     assert pickle.loads(pickle.dumps(spec)) == spec  # noqa: S301 - our own bytes
+
+
+def test_values_compare_and_hash_by_their_fields() -> None:
+    one, same = (runtime.Namespace(type="pid", path="/p") for _ in range(2))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != runtime.Namespace(type="pid")
+    assert runtime.Pids(limit=1) != runtime.HugepageLimit(page_size="2MB", limit=1)
+    assert runtime.TimeOffsets() != runtime.ExecCpuAffinity()
+    assert {runtime.parse(MINIMAL).linux.namespaces: 1}
+
+
+def test_values_show_what_differs_from_the_defaults() -> None:
+    assert repr(runtime.Mount(destination="/a", options=("ro",))) == "Mount(destination='/a', options=('ro',))"
+    assert repr(runtime.Linux()) == "Linux()"
+    spec = runtime.parse(MINIMAL)
+    assert eval(repr(spec), vars(runtime).copy()) == spec  # noqa: S307 - our own text
 
 
 def test_absent_process_is_the_callers_to_add() -> None:

@@ -1,6 +1,6 @@
 """Frozen attrs classes read from and written to JSON, driven by their annotations.
 
-A class describes one object of a document. Its annotations are all there is to say about it:
+A class, derived from :class:`Document`, describes one object of a document. Its annotations say all there is to say:
 
 - ``str``, ``bool``, ``int``, ``Literal["a", "b"]``, ``Annotated[int, Bounds(...)]``, ``Annotated[str, Matches(...)]``;
 - ``tuple[X, ...]`` is an array, ``Mapping[str, X]`` an object with free names, another attrs class an object;
@@ -29,6 +29,7 @@ import attrs
 __all__ = [
     "REQUIRED",
     "Bounds",
+    "Document",
     "Int32",
     "Int64",
     "Matches",
@@ -78,6 +79,40 @@ class Misfit(Exception):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}" if self.path else self.reason
+
+
+class Document:
+    """Base of the objects of documents: equality, hash and text by their fields, in place of attrs' own.
+
+    attrs compiles these methods anew for each class, which for the classes of one document takes longer than all the
+    rest of importing them. So they are decorated ``@attrs.frozen(kw_only=True, eq=False, repr=False)``.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        if other.__class__ is not self.__class__:
+            return NotImplemented
+        return all(getattr(self, field.name) == getattr(other, field.name) for field in _attributes(self.__class__))
+
+    def __hash__(self) -> int:
+        return hash((self.__class__, *(getattr(self, field.name) for field in _attributes(self.__class__))))
+
+    def __repr__(self) -> str:
+        """Return how to make it, with what differs from the defaults."""
+        values = ((field, getattr(self, field.name)) for field in _attributes(self.__class__))
+        shown = ", ".join(f"{field.name}={value!r}" for field, value in values if value != _default(field))
+        return f"{self.__class__.__name__}({shown})"
+
+
+def _attributes(cls: type[Any]) -> tuple[attrs.Attribute[Any], ...]:
+    fields: tuple[attrs.Attribute[Any], ...] = attrs.fields(cls)
+    return fields
+
+
+def _default(field: attrs.Attribute[Any]) -> object:
+    factory = getattr(field.default, "factory", None)
+    return field.default if factory is None else factory()
 
 
 @attrs.frozen

@@ -22,7 +22,20 @@ import attrs
 
 from pycontainer.errors import InvalidSpec, Unsupported
 from pycontainer.oci import runtime_rules
-from pycontainer.oci.documents import REQUIRED, Bounds, Int32, Matches, Misfit, UInt32, UInt64, load, named, read, write
+from pycontainer.oci.documents import (
+    REQUIRED,
+    Bounds,
+    Document,
+    Int32,
+    Matches,
+    Misfit,
+    UInt32,
+    UInt64,
+    load,
+    named,
+    read,
+    write,
+)
 from pycontainer.oci.runtime_linux import (
     BlockIo,
     BlockIoThrottle,
@@ -142,16 +155,16 @@ RlimitType: TypeAlias = Literal[
 # ── the process ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@attrs.frozen(kw_only=True)
-class ConsoleSize:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class ConsoleSize(Document):
     """The size of the terminal in characters (config.md, "Process")."""
 
     height: UInt64
     width: UInt64
 
 
-@attrs.frozen(kw_only=True)
-class User:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class User(Document):
     """Who the process is, as ids in the container (config.md, "POSIX-platform User").
 
     Attributes:
@@ -167,8 +180,8 @@ class User:
     additional_gids: tuple[UInt32, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class Capabilities:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Capabilities(Document):
     """The five sets of capabilities(7), as ``CAP_…`` names (config.md, "Linux Process").
 
     Names that the kernel does not have are for the runtime to warn of, says the specification, not to fail.
@@ -181,8 +194,8 @@ class Capabilities:
     ambient: tuple[str, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class Rlimit:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Rlimit(Document):
     """A limit of setrlimit(2) (config.md, "POSIX process"); 2**64-1 is ``RLIM_INFINITY``."""
 
     type: RlimitType
@@ -190,8 +203,8 @@ class Rlimit:
     hard: UInt64
 
 
-@attrs.frozen(kw_only=True)
-class Scheduler:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Scheduler(Document):
     """How the process is scheduled (config.md, "Linux Process"; sched_setattr(2)); times are nanoseconds."""
 
     policy: Literal["SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "SCHED_ISO", "SCHED_IDLE", "SCHED_DEADLINE"]
@@ -214,8 +227,8 @@ class Scheduler:
     period: UInt64 = 0
 
 
-@attrs.frozen(kw_only=True)
-class IoPriority:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class IoPriority(Document):
     """The priority of the process's input and output, 0 (first) to 7 in its class (config.md; ioprio_set(2))."""
 
     class_: Literal["IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE"] = attrs.field(
@@ -224,8 +237,8 @@ class IoPriority:
     priority: Int32 = 0
 
 
-@attrs.frozen(kw_only=True)
-class ExecCpuAffinity:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class ExecCpuAffinity(Document):
     """Where a process that joins the container runs, as lists such as ``"0-3,7"`` (config.md, "Linux Process").
 
     Attributes:
@@ -237,8 +250,8 @@ class ExecCpuAffinity:
     final: CpuList | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Process:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Process(Document):
     """The program and its attributes (config.md, "Process").
 
     Attributes:
@@ -279,8 +292,8 @@ class Process:
 # ── the container ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@attrs.frozen(kw_only=True)
-class Root:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Root(Document):
     """The root file system (config.md, "Root").
 
     Attributes:
@@ -292,8 +305,8 @@ class Root:
     readonly: bool = False
 
 
-@attrs.frozen(kw_only=True)
-class Mount:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Mount(Document):
     """Something mounted into the container, in the order given (config.md, "Mounts").
 
     Attributes:
@@ -313,8 +326,8 @@ class Mount:
     gid_mappings: tuple[IdMapping, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class Hook:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Hook(Document):
     """A program run at a point of the container's life, the :class:`State` on its stdin (config.md, "Hooks").
 
     Attributes:
@@ -330,8 +343,8 @@ class Hook:
     timeout: Annotated[int, Bounds(1, 2**31 - 1)] | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Hooks:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Hooks(Document):
     """What runs around the container's life (config.md, "POSIX-platform Hooks").
 
     Attributes:
@@ -351,8 +364,8 @@ class Hooks:
     poststop: tuple[Hook, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class Spec:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Spec(Document):
     """A container: the whole config.json (config.md).
 
     Attributes:
@@ -380,8 +393,8 @@ class Spec:
     linux: Linux = attrs.field(factory=Linux)
 
 
-@attrs.frozen(kw_only=True)
-class State:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class State(Document):
     """The state of a container, as hooks and callers of a runtime read it (runtime.md, "State").
 
     Attributes:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import attrs
 
-from pycontainer.oci.documents import Bounds, Int64, Matches, UInt16, UInt32, UInt64, named
+from pycontainer.oci.documents import Bounds, Document, Int64, Matches, UInt16, UInt32, UInt64, named
 
 __all__ = [
     "BlockIo",
@@ -110,8 +110,8 @@ SeccompArch: TypeAlias = Literal[
 # ── namespaces, ids, devices ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-@attrs.frozen(kw_only=True)
-class Namespace:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Namespace(Document):
     """A namespace of the container (config-linux.md, "Namespaces"; namespaces(7)).
 
     Attributes:
@@ -123,8 +123,8 @@ class Namespace:
     path: str | None = None
 
 
-@attrs.frozen(kw_only=True)
-class IdMapping:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class IdMapping(Document):
     """A range of ids of a user namespace (config-linux.md, "User namespace mappings"; user_namespaces(7)).
 
     Attributes:
@@ -138,24 +138,24 @@ class IdMapping:
     size: UInt32
 
 
-@attrs.frozen(kw_only=True)
-class TimeOffset:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class TimeOffset(Document):
     """How far a clock of a new time namespace is ahead, in seconds and nanoseconds (time_namespaces(7))."""
 
     secs: Int64 = 0
     nanosecs: UInt32 = 0
 
 
-@attrs.frozen(kw_only=True)
-class TimeOffsets:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class TimeOffsets(Document):
     """The clocks of a new time namespace (config-linux.md, "Offset for Time Namespace")."""
 
     boottime: TimeOffset | None = None
     monotonic: TimeOffset | None = None
 
 
-@attrs.frozen(kw_only=True)
-class LinuxDevice:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class LinuxDevice(Document):
     """A device node to make in the container (config-linux.md, "Devices"; mknod(2)).
 
     Attributes:
@@ -177,8 +177,8 @@ class LinuxDevice:
     gid: UInt32 | None = None
 
 
-@attrs.frozen(kw_only=True)
-class NetDevice:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class NetDevice(Document):
     """A network interface of the host that moves into the container (config-linux.md, "Network Devices").
 
     Attributes:
@@ -191,8 +191,8 @@ class NetDevice:
 # ── resources ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@attrs.frozen(kw_only=True)
-class DeviceRule:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class DeviceRule(Document):
     """One rule of the device allow-list; later ones win (config-linux.md, "Allowed Device list").
 
     Attributes:
@@ -210,8 +210,8 @@ class DeviceRule:
     access: Annotated[str, Matches(r"[rwm]{1,3}", "any of the letters r, w and m")] = "rwm"
 
 
-@attrs.frozen(kw_only=True)
-class Memory:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Memory(Document):
     """Limits of memory, bytes; -1 is none (config-linux.md, "Memory").
 
     Attributes:
@@ -237,8 +237,8 @@ class Memory:
     check_before_update: bool = False
 
 
-@attrs.frozen(kw_only=True)
-class Cpu:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Cpu(Document):
     """Limits of processor time, microseconds (config-linux.md, "CPU").
 
     Attributes:
@@ -264,15 +264,15 @@ class Cpu:
     idle: Int64 | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Pids:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Pids(Document):
     """The number of processes and threads at one time; 0 and less is no limit (config-linux.md, "PIDs")."""
 
     limit: Int64
 
 
-@attrs.frozen(kw_only=True)
-class BlockIoWeight:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class BlockIoWeight(Document):
     """Relative weights for one block device, 10 to 1000 (config-linux.md, "Block IO")."""
 
     major: Int64
@@ -281,8 +281,8 @@ class BlockIoWeight:
     leaf_weight: UInt16 | None = None
 
 
-@attrs.frozen(kw_only=True)
-class BlockIoThrottle:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class BlockIoThrottle(Document):
     """A limit for one block device, bytes or operations per second (config-linux.md, "Block IO")."""
 
     major: Int64
@@ -290,8 +290,8 @@ class BlockIoThrottle:
     rate: UInt64
 
 
-@attrs.frozen(kw_only=True)
-class BlockIo:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class BlockIo(Document):
     """Shares and limits of block devices (config-linux.md, "Block IO").
 
     Attributes:
@@ -317,24 +317,24 @@ class BlockIo:
     )
 
 
-@attrs.frozen(kw_only=True)
-class HugepageLimit:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class HugepageLimit(Document):
     """A limit of huge pages of one size, e.g. ``"2MB"``, in bytes (config-linux.md, "Huge page limits")."""
 
     page_size: Annotated[str, Matches(r"[1-9][0-9]*[KMG]B", "a page size such as '2MB'")]
     limit: UInt64
 
 
-@attrs.frozen(kw_only=True)
-class InterfacePriority:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class InterfacePriority(Document):
     """The priority of traffic leaving by one interface; cgroup v1 only (config-linux.md, "Network")."""
 
     name: str
     priority: UInt32
 
 
-@attrs.frozen(kw_only=True)
-class Network:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Network(Document):
     """Marks on network traffic; cgroup v1 only (config-linux.md, "Network").
 
     Attributes:
@@ -346,16 +346,16 @@ class Network:
     priorities: tuple[InterfacePriority, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class Rdma:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Rdma(Document):
     """Limits of one RDMA device (config-linux.md, "RDMA")."""
 
     hca_handles: UInt32 | None = None
     hca_objects: UInt32 | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Resources:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Resources(Document):
     """What the container's cgroup may use (config-linux.md, "Control groups").
 
     Attributes:
@@ -384,8 +384,8 @@ class Resources:
 # ── seccomp ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@attrs.frozen(kw_only=True)
-class SyscallArg:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class SyscallArg(Document):
     """A condition on one argument of a system call (config-linux.md, "Seccomp").
 
     Attributes:
@@ -401,8 +401,8 @@ class SyscallArg:
     op: SeccompOperator
 
 
-@attrs.frozen(kw_only=True)
-class SyscallRule:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class SyscallRule(Document):
     """What happens on some system calls (config-linux.md, "Seccomp").
 
     Attributes:
@@ -418,8 +418,8 @@ class SyscallRule:
     args: tuple[SyscallArg, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class Seccomp:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Seccomp(Document):
     """The system call filter (config-linux.md, "Seccomp"; seccomp(2)).
 
     Attributes:
@@ -444,8 +444,8 @@ class Seccomp:
 # ── the rest ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@attrs.frozen(kw_only=True)
-class IntelRdt:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class IntelRdt(Document):
     """Shares of cache and memory bandwidth (config-linux.md, "IntelRdt").
 
     Attributes:
@@ -463,8 +463,8 @@ class IntelRdt:
     enable_monitoring: bool = False
 
 
-@attrs.frozen(kw_only=True)
-class MemoryPolicy:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class MemoryPolicy(Document):
     """Where the process's memory comes from (config-linux.md, "Memory policy"; set_mempolicy(2)).
 
     Attributes:
@@ -486,16 +486,16 @@ class MemoryPolicy:
     flags: tuple[Literal["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"], ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class Personality:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Personality(Document):
     """The execution domain (config-linux.md, "Personality"; personality(2)); no flag is defined so far."""
 
     domain: Literal["LINUX", "LINUX32"]
     flags: tuple[str, ...] = ()
 
 
-@attrs.frozen(kw_only=True)
-class Linux:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Linux(Document):
     """What only Linux has (config-linux.md).
 
     Attributes:

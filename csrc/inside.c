@@ -1,10 +1,9 @@
-/* Resolves, makes and removes below one root without ever leaving it; see inside.h.
- * openat2(2), mkdirat(2), unlinkat(2), renameat2(2), fsetxattr(2), futimens(3).
+/* Resolves and makes below one root without ever leaving it; see inside.h.
+ * openat2(2), mkdirat(2), unlinkat(2), fsetxattr(2), futimens(3).
  * Called by layer.c.
  */
 #include "inside.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
@@ -13,6 +12,7 @@
 #include <sys/syscall.h>
 #include <sys/xattr.h>
 
+#include "tree.h"
 #include "util.h"
 
 enum { MAX_LINKS = 16, MAX_RETRIES = 1000 };
@@ -24,7 +24,7 @@ int pyc_inside_open(int dirfd, const char *opaque, uint64_t max_made, PycInside 
         return pyc_fail(err, errno, "open the layer's directory", NULL);
     PycInsideSlot *slots = calloc(PYC_INSIDE_SLOTS, sizeof *slots);
     if (!slots)
-        return pyc_fail(err, ENOMEM, "allocate the layer's tree", NULL);
+        return pyc_fail(err, ENOMEM, "allocate the layer's parents", NULL);
     for (int i = 0; i < PYC_INSIDE_SLOTS; i++)
         slots[i].fd = -1;
     *ret_inside = (PycInside){.root = pyc_take_fd(&root), .opaque = opaque, .max_made = max_made, .slots = slots};
@@ -218,84 +218,12 @@ static void forget_parents(PycInside *in) {
         in->slots[i].size = SIZE_MAX;
 }
 
-static void close_dir(DIR **dir) {
-    if (*dir)
-        closedir(*dir);
-}
-
-/* Our own descriptor for reading, so that the position is ours. */
-static DIR *read_dir(int parent, const char *name) {
-    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-    if (!dir)
-        pyc_close_fd(&fd);
-    return dir;
-}
-
-static int move_aside(int from, const char *name, int to, uint64_t *number) {
-    for (;;) {
-        char moved[32];
-        (void)snprintf(moved, sizeof moved, ".remove-%llu", (unsigned long long)++*number);
-        if (renameat2(from, name, to, moved, RENAME_NOREPLACE) == 0)
-            return 0;
-        if (errno != EEXIST)
-            return -errno;
-    }
-}
-
-/* Unlink what can be unlinked in `from`; a directory that is not empty moves to `to` under a number.
- * Returns the number of names seen, or -errno. */
-static int empty_once(DIR *from, int to, uint64_t *number) {
-    int seen = 0, fd = dirfd(from);
-    for (struct dirent *entry; (errno = 0, entry = readdir(from));) {
-        const char *name = entry->d_name;
-        if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
-            continue;
-        seen = 1;
-        if (unlinkat(fd, name, 0) == 0 || (errno == EISDIR && unlinkat(fd, name, AT_REMOVEDIR) == 0))
-            continue;
-        if (errno != ENOTEMPTY && errno != EEXIST)
-            return -errno;
-        if (fd == to)
-            continue;
-        int r = move_aside(fd, name, to, number);
-        if (r < 0)
-            return r;
-    }
-    return errno ? -errno : seen;
-}
-
-/* Remove a tree of any depth with three descriptors: every full directory is moved up to the top once, then emptied. */
-static int remove_tree(int parent, const char *name) {
-    uint64_t number = 0;
-    for (;;) {
-        PYC_CLEANUP(close_dir) DIR *top = read_dir(parent, name);
-        if (!top)
-            return -errno;
-        int seen = empty_once(top, dirfd(top), &number);
-        if (seen <= 0)
-            return seen < 0 ? seen : unlinkat(parent, name, AT_REMOVEDIR) < 0 ? -errno : 0;
-        rewinddir(top);
-        for (struct dirent *entry; (errno = 0, entry = readdir(top));) {
-            if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-                continue;
-            PYC_CLEANUP(close_dir) DIR *full = read_dir(dirfd(top), entry->d_name);
-            int r = full ? empty_once(full, dirfd(top), &number) : -errno;
-            if (r < 0)
-                return r;
-        }
-        if (errno)
-            return -errno;
-    }
-}
-
 int pyc_inside_remove(PycInside *in, int parent, const char *name, const struct stat *st, const char *path, PycError *err) {
     if (S_ISDIR(st->st_mode) || S_ISLNK(st->st_mode))
         forget_parents(in);
-    int r = S_ISDIR(st->st_mode)               ? remove_tree(parent, name)
-            : unlinkat(parent, name, 0) < 0 ? -errno
-                                               : 0;
-    return r < 0 ? pyc_fail(err, -r, "replace", path) : 0;
+    if (S_ISDIR(st->st_mode))
+        return pyc_remove_tree(parent, name, err);
+    return unlinkat(parent, name, 0) < 0 ? pyc_fail(err, errno, "replace", path) : 0;
 }
 
 static int grow(void **items, size_t *room, size_t need, size_t item) {

@@ -1,5 +1,5 @@
-/* Work inside one directory that nothing leaves: parents resolved and made under a root, trees removed, times set later.
- * openat2(2) with RESOLVE_IN_ROOT, mkdirat(2), unlinkat(2), renameat2(2).
+/* Work inside one directory that nothing leaves: parents resolved and made under a root, times set later.
+ * openat2(2) with RESOLVE_IN_ROOT, mkdirat(2), unlinkat(2).
  * Called by layer.c. Nobody else may write below the root meanwhile.
  */
 #ifndef PYC_INSIDE_H
@@ -49,7 +49,7 @@ void pyc_inside_close(PycInside *in);
 /* Clean an archive's name: no leading, double or final slash, no "."; refuses ".." and what is too long. */
 int pyc_inside_clean(const char *name, char ret_path[PATH_MAX], size_t *ret_size, PycError *err);
 /* The directory `path` (of `size` bytes, clean) below the root; symbolic links are followed as if the root were "/".
- * With `make`, what is missing is made (0755, our own ids). The descriptor (O_PATH) stays the tree's;
+ * With `make`, what is missing is made (0755, our own ids). The descriptor (O_PATH) stays `in`'s;
  * it is good until 15 other parents were asked for. */
 int pyc_inside_parent(PycInside *in, const char *path, size_t size, int make, int *ret_fd, PycError *err);
 /* Make way for something else named `name` in `parent`. */

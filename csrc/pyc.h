@@ -16,6 +16,7 @@ typedef struct PycError {
 } PycError;
 
 #include "bpf.h"
+#include "layer.h"
 #include "program.h"
 #include "spawn.h"
 #include "tree.h"

@@ -1,0 +1,1 @@
+"""Images in transit: layers, archives and registries."""

@@ -221,7 +221,7 @@ class Cgroups:
                     "attach the device filter to the control group",
                     container_id,
                     fd=program.cgroup_fd,
-                    fd2=self._device_program(devices.bpf_program(resources.devices)),
+                    fd2=self._device_program(devices.compile_bpf(resources.devices)),
                     a=_BPF_CGROUP_DEVICE,
                     host=True,
                 )

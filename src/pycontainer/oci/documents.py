@@ -115,7 +115,7 @@ def _default(field: attrs.Attribute[Any]) -> object:
     return field.default if factory is None else factory()
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Bounds:
     """Inclusive limits of an integer, for ``Annotated``."""
 
@@ -123,7 +123,7 @@ class Bounds:
     high: int
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class Matches:
     """A pattern that the whole text must match, for ``Annotated``.
 
@@ -332,7 +332,7 @@ def _reader(hint: object) -> _Reader:
     return reader
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Field:
     attribute: str
     name: str

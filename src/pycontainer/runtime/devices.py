@@ -7,7 +7,6 @@ answers each access (``BPF_PROG_TYPE_CGROUP_DEVICE``), made here out of `DeviceR
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import stat
 import struct
@@ -21,43 +20,10 @@ if TYPE_CHECKING:
 
     from pycontainer.oci.runtime import DeviceRule
 
-__all__ = ["HostDevice", "compile_bpf", "default_rules", "stat_device", "v1_writes"]
-
-# (type, major, minor, access); a None is any. Docker's, with runc's, except for one that those have: 5:1, the console
-# of the host. A container's own /dev/console is a pty (136), and mknod would give it the host's.
-_ALLOWED: tuple[tuple[str, int | None, int | None, str], ...] = (
-    ("c", None, None, "m"),
-    ("b", None, None, "m"),
-    ("c", 1, 3, "rwm"),  # null
-    ("c", 1, 5, "rwm"),  # zero
-    ("c", 1, 7, "rwm"),  # full
-    ("c", 1, 8, "rwm"),  # random
-    ("c", 1, 9, "rwm"),  # urandom
-    ("c", 5, 0, "rwm"),  # tty
-    ("c", 5, 2, "rwm"),  # ptmx
-    ("c", 136, None, "rwm"),  # the ptys
-)
+__all__ = ["HostDevice", "compile_bpf", "stat_device", "v1_writes"]
 
 _ALL_ACCESS = "rwm"
 _BOTH_TYPES = ("b", "c")
-
-
-@functools.cache
-def default_rules() -> tuple[DeviceRule, ...]:
-    """Return the rules of a container that asks for no device: nothing but the harmless devices of every container.
-
-    A node of any device may be made, as in Docker; to open it is another thing.
-    """
-    from pycontainer.oci.runtime import DeviceRule
-
-    deny_all = DeviceRule(allow=False)
-    return (
-        deny_all,
-        *(
-            DeviceRule(allow=True, type="c" if kind == "c" else "b", major=major, minor=minor, access=access)
-            for kind, major, minor, access in _ALLOWED
-        ),
-    )
 
 
 def _types(rule: DeviceRule) -> tuple[str, ...]:

@@ -100,18 +100,12 @@ static _Noreturn void child_main(Block *b) {
     const PycHeader *h = b->header;
     m->err = &b->err;
     long rc = 0;
-    if (h->clone_flags & CLONE_NEWUSER) { /* the parent writes the maps, then lets us go on as root of the namespace */
+    if (h->clone_flags & CLONE_NEWUSER) { /* the parent writes the maps, then lets us go on */
         char go;
         do
             rc = sys(SYS_read, m->status, &go, 1);
         while (rc == -EINTR);
-        rc = rc == 1 ? 0 : -EPIPE;
-        if (rc == 0)
-            rc = sys(SYS_setresgid, 0, 0, 0);
-        if (rc == 0)
-            rc = sys(SYS_setresuid, 0, 0, 0);
-        if (rc < 0)
-            (void)pyc_fail(m->err, (int)rc, "become root of the user namespace", "");
+        rc = rc == 1 ? 0 : pyc_fail(m->err, EPIPE, "wait for the id maps of the user namespace", "");
     }
     (void)sys(SYS_rt_sigprocmask, SIG_SETMASK, &b->mask, 0, 8);
     if (rc == 0)

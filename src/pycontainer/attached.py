@@ -288,6 +288,11 @@ _CLONE_HINTS = {
     errno.EAGAIN: "a limit on processes is reached: ulimit -u, or pids.max of the caller's own cgroup",
     errno.EINVAL: "this kernel lacks a namespace; see pycontainer doctor",
 }
+_CGROUP_HINTS = {
+    errno.ENOENT: "this kernel has no such file: weights of I/O need the bfq scheduler, swap limits swap accounting",
+    errno.EINVAL: "the kernel refuses the value",
+    errno.EBUSY: "the value is below what is in use already",
+}
 _STEP_HINTS = (  # by how the step's name starts
     ("mount the root overlay", "the store must lie on a file system fit for overlayfs; see pycontainer doctor"),
     ("open the source of a bind mount", "it must exist on the host; create it first"),
@@ -299,6 +304,8 @@ _STEP_HINTS = (  # by how the step's name starts
 def _hint(error: StartError) -> str:
     if error.step.startswith("clone"):
         return _CLONE_HINTS.get(error.errno, "")
+    if error.step.startswith("set ") and error.step.endswith("in the control group"):
+        return _CGROUP_HINTS.get(error.errno, "")
     if error.errno == errno.ENOSPC:
         return "no space left: on the file system of the store, or a limit of the kernel is reached"
     return next((hint for start, hint in _STEP_HINTS if error.step.startswith(start)), "")

@@ -369,7 +369,8 @@ def _enable(path: str, controllers: Iterable[str]) -> None:
 
 
 def _inherit_cpuset(root: str, path: str) -> None:
-    """A new v1 cpuset has no processors and no memory: give it its parent's."""
+    """A new v1 cpuset has no processors and no memory: give it its parent's, and have its children take its own."""
+    Path(path, "cgroup.clone_children").write_text("1")
     for file in ("cpuset.cpus", "cpuset.mems"):
         target = Path(path, file)
         if not target.read_text().strip():

@@ -38,7 +38,7 @@ _REGISTRY = re.compile(rf"{_HOST}(?::[0-9]+)?")
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _REPOSITORY = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
-_DIGEST = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}")
+_DIGEST = re.compile(r"[a-z0-9]+(?:[+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]+")  # image-spec, descriptor.md
 _HEX_LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
 _LOWER_HEX = re.compile(r"[0-9a-f]+")
 _ID_DIGITS = 64
@@ -85,6 +85,9 @@ class Reference:
             raise InvalidReference(msg)
         if self.digest is not None:
             check_digest(self.digest)
+            if self.digest.partition(":")[0] not in _HEX_LENGTHS:
+                msg = f"not a digest that can be verified: {self.digest!r}; use sha256"
+                raise InvalidReference(msg)
         elif self.tag is None:
             msg = f"a reference needs a tag or a digest: {self.name!r}"
             raise InvalidReference(msg)

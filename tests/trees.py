@@ -21,9 +21,7 @@ def describe(root: Path, *, whole_seconds: bool = True, root_too: bool = True) -
     """
     found: dict[str, tuple[object, ...]] = {}
     partners: dict[tuple[int, int], str] = {}
-    paths = sorted(
-        Path(directory, name) for directory, names, files in os.walk(root) for name in [*names, *files]
-    )
+    paths = sorted(Path(directory, name) for directory, names, files in os.walk(root) for name in [*names, *files])
     for path in [root, *paths] if root_too else paths:
         info = path.lstat()
         kind = stat.S_IFMT(info.st_mode)
@@ -59,9 +57,9 @@ def write_sample(root: Path, busybox: Path) -> None:
         (root / "bin" / name).symlink_to("busybox")
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n")
     os.link(root / "etc/passwd", root / "etc/passwd.same")
-    (root / "home/app/naïve – ñ.txt").write_text("unicode")
+    (root / "home/app/naïve ñ ☃.txt").write_text("unicode")
     os.chown(root / "home/app", 1000, 1000)
-    os.chown(root / "home/app/naïve – ñ.txt", 1000, 3_000_000)
+    os.chown(root / "home/app/naïve ñ ☃.txt", 1000, 3_000_000)
     (root / "tmp").chmod(0o1777)
     (root / "var/empty").chmod(0o711)
     (root / ("usr/share/doc/" + "long-" * 30)).write_text("a name of 150 characters")

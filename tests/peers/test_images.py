@@ -27,7 +27,10 @@ NAME = "docker.io/library/sample:1"
 
 
 def run(*command: str | Path, **keywords: Any) -> str:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, **keywords)
+    words = [str(word) for word in command]
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        words, capture_output=True, text=True, check=False, **keywords
+    )
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
 
@@ -77,7 +80,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         shutil.rmtree(bundle)
     run(
         *("umoci", "config", "--image", f"{path}:sample", "--config.entrypoint", "/bin/sh", "--config.cmd", "-c"),
-        *("--config.env", "A=b=c", "--config.user", "app", "--config.workingdir", "/tmp", "--config.label", "x=y"),  # noqa: S108
+        *("--config.env", "A=b=c", "--config.user", "app", "--config.workingdir", "/tmp", "--config.label", "x=y"),
         *("--config.exposedports", "80/tcp", "--config.volume", "/data", "--config.stopsignal", "SIGINT"),
     )
     run("umoci", "unpack", "--image", f"{path}:sample", bundle)
@@ -112,7 +115,7 @@ def check(store: Store, image: Image, expected: Path, base: Path) -> None:
         assert describe(merged, root_too=False) == describe(expected, root_too=False)
     config = image.config
     assert (config.entrypoint, config.command, config.env["A"]) == (("/bin/sh",), ("-c",), "b=c")
-    assert (config.user, config.workdir, config.stop_signal) == ("app", "/tmp", "SIGINT")  # noqa: S108
+    assert (config.user, config.workdir, config.stop_signal) == ("app", "/tmp", "SIGINT")
     assert (config.exposed_ports, config.volumes, config.labels["x"]) == (("80/tcp",), ("/data",), "y")
     assert len(image.layers) == 3
 
@@ -169,14 +172,14 @@ def test_a_layout_by_umoci_has_a_tag_and_no_name(layout: tuple[Path, Path], stor
     assert image.references == ()
     assert images.load(layout[0], reference="sample") == images.get(image.id)
     assert images.get("sample").id == image.id
-    with pytest.raises(ImageError, match="the image has no layers|2 images"):
-        run("umoci", "tag", "--image", f"{layout[0]}:sample", "again")
-        run("umoci", "new", "--image", f"{layout[0]}:empty")
-        try:
-            images.load(layout[0])
-        finally:
-            run("umoci", "rm", "--image", f"{layout[0]}:empty")
-            run("umoci", "rm", "--image", f"{layout[0]}:again")
+
+
+def test_an_image_without_layers_is_refused(store: Store, tmp_path: Path) -> None:
+    need("umoci")
+    run("umoci", "init", "--layout", tmp_path / "layout")
+    run("umoci", "new", "--image", f"{tmp_path / 'layout'}:empty")
+    with pytest.raises(ImageError, match="no layers"):
+        Images(store).load(tmp_path / "layout")
 
 
 def podman(base: Path, *words: str | Path) -> str:
@@ -291,7 +294,7 @@ def test_docker_save_before_version_25(layout: tuple[Path, Path], store: Store, 
     }
     (base / "manifest.json").write_text(json.dumps([item]))
     (base / "repositories").write_text("{}")
-    run("tar", "-C", base, "-cf", tmp_path / "saved.tar", *sorted(os.listdir(base)))
+    run("tar", "-C", base, "-cf", tmp_path / "saved.tar", *sorted(path.name for path in base.iterdir()))
     image = Images(store).load(tmp_path / "saved.tar")
     assert image.references == ("sample:1", "sample:latest")
     assert image.id == "sha256:" + hashlib.sha256(config).hexdigest()
@@ -312,7 +315,7 @@ def test_docker_save_since_version_25(
         return {"mediaType": media_type, "digest": "sha256:" + digest, "size": len(data)}
 
     oci = "application/vnd.oci.image."
-    manifest = {
+    manifest: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": oci + "manifest.v1+json",
         "config": put(config, oci + "config.v1+json"),
@@ -321,7 +324,8 @@ def test_docker_save_since_version_25(
     entry = put(json.dumps(manifest).encode(), oci + "manifest.v1+json")
     if index_too:
         platforms = [
-            entry | {"platform": {"os": "linux", "architecture": "amd64" if os.uname().machine == "x86_64" else "arm64"}},
+            entry
+            | {"platform": {"os": "linux", "architecture": "amd64" if os.uname().machine == "x86_64" else "arm64"}},
             {
                 "mediaType": oci + "manifest.v1+json",
                 "digest": "sha256:" + "0" * 64,
@@ -341,12 +345,12 @@ def test_docker_save_since_version_25(
     entry["annotations"] = {"io.containerd.image.name": NAME, "org.opencontainers.image.ref.name": "1"}
     (base / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
     (base / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    names = [manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]  # type: ignore[index]
+    names = [item["digest"] for item in (manifest["config"], *manifest["layers"])]
     paths = ["blobs/" + name.replace(":", "/") for name in names]
     (base / "manifest.json").write_text(
         json.dumps([{"Config": paths[0], "RepoTags": ["sample:1"], "Layers": paths[1:]}])
     )
-    run("tar", "-C", base, "-cf", tmp_path / "saved.tar", *sorted(os.listdir(base)))
+    run("tar", "-C", base, "-cf", tmp_path / "saved.tar", *sorted(path.name for path in base.iterdir()))
     image = Images(store).load(tmp_path / "saved.tar")
     assert image.references == ("sample:1",)
     check(store, image, layout[1], tmp_path / "shown")

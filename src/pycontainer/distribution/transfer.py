@@ -15,10 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal
 
 import attrs
+from pycontainer.distribution.layer import AppliedLayer, apply
 
+from pycontainer.distribution import parents
 from pycontainer.distribution.archive import Archive, copy_range
 from pycontainer.distribution.codec import GzipBlob, detect, plain_chunks
-from pycontainer.distribution.interim import apply
 from pycontainer.distribution.pack import pack
 from pycontainer.errors import DigestMismatch, ImageError
 from pycontainer.oci.image import (
@@ -158,7 +159,7 @@ def add_image(
             added = {layer.diff_id: done for layer, done in zip(unique, pool.map(add, unique), strict=True)}
         finally:
             pool.shutdown(cancel_futures=True)
-        layers = [added[layer.diff_id] for layer in source.layers]
+        layers = adder.complete([added[layer.diff_id] for layer in source.layers])
         return adder.finish(source, layers, references, mounts="[]")
 
 
@@ -280,8 +281,7 @@ class _Adder:
                 packed.rename(blob)
         finally:
             os.close(fd)
-        staged = self._store.snapshots.stage(self._workspace, "unknown")
-        applied = apply(blob, staged)
+        staged, applied = self._apply(blob, "unknown", None, None)
         self._store.snapshots.publish(staged, applied.diff_id)
         return self._publish(blob, applied.diff_id, applied.digest, applied.bytes)
 
@@ -329,14 +329,44 @@ class _Adder:
         if diff_id in snapshots:  # from another blob, or just now by another process
             actual, size = _digests(blob, diff_id, digest)
             return self._publish(blob, diff_id, actual, size)
-        staged = snapshots.stage(self._workspace, diff_id.replace(":", "-"))
-        applied = apply(blob, staged, expected_digest=digest, expected_diff_id=diff_id)
+        staged, applied = self._apply(blob, diff_id, digest, diff_id)
         snapshots.publish(staged, diff_id)
         return self._publish(blob, diff_id, applied.digest, applied.bytes)
 
     def _publish(self, blob: Path, diff_id: str, digest: str, size: int) -> _Added:
         self._store.blobs.publish(blob, digest)
         return self._describe(LayerRow(diff_id, digest, size), None)
+
+    def complete(self, layers: Sequence[_Added]) -> list[_Added]:
+        """Have layers that need it unpacked again for what is below them; see :mod:`~.parents`."""
+        store = self._store
+        done: list[_Added] = []
+        for layer, chain_id in zip(layers, parents.chain_ids([layer.row.diff_id for layer in layers]), strict=True):
+            snapshot = layer.row.diff_id
+            if done and parents.marked(store.snapshots.path(snapshot)):
+                snapshot = chain_id
+                with store.snapshots.lock(chain_id):
+                    if chain_id not in store.snapshots:
+                        self._rebuild(layer, chain_id, [item.row.snapshot for item in reversed(done)])
+            done.append(attrs.evolve(layer, row=attrs.evolve(layer.row, snapshot=snapshot)))
+        return done
+
+    def _rebuild(self, layer: _Added, chain_id: str, below: Sequence[str]) -> None:
+        snapshots = self._store.snapshots
+        staged = self._apply(self._store.blobs.path(layer.row.digest), chain_id, layer.row.digest, layer.row.diff_id)[0]
+        parents.complete(staged, [snapshots.path(snapshot) for snapshot in below])
+        snapshots.publish(staged, chain_id)
+
+    def _apply(self, blob: Path, name: str, digest: str | None, diff_id: str | None) -> tuple[Path, AppliedLayer]:
+        """Unpack a blob into the workspace, marking directories that it does not describe."""
+        snapshots = self._store.snapshots
+        staged = snapshots.stage(self._workspace, name.replace(":", "-"))
+        since = staged.stat().st_mtime_ns
+        applied = apply(blob, staged, expected_digest=digest, expected_diff_id=diff_id)
+        parents.mark(staged, since)
+        if applied.hides_all:
+            snapshots.hide_all(staged)
+        return staged, applied
 
     def finish(self, source: Source, layers: Sequence[_Added], references: Sequence[str], *, mounts: str) -> str:
         """Write the documents and make the image visible."""

@@ -164,9 +164,14 @@ class Store:
             raise NotFound(msg)
 
     def _find_lowers(self, identity: str) -> tuple[str, ...]:
-        diff_ids = [layer.diff_id for layer in reversed(self.db.layers(identity))]
-        # Overlay refuses a directory that comes twice. The topmost wins: it has everything that the lower one shows.
-        return tuple(str(self.snapshots.path(diff_id)) for diff_id in dict.fromkeys(diff_ids))
+        found: dict[str, None] = {}
+        for layer in reversed(self.db.layers(identity)):
+            path = str(self.snapshots.path(layer.snapshot))
+            # Overlay refuses a directory that comes twice. The topmost wins: it has all that the lower one shows.
+            found[path] = None
+            if self.snapshots.hides_all(layer.snapshot):
+                break
+        return tuple(found)
 
     # ── changes ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -38,6 +38,7 @@ CREATE TABLE image_layers (
     diff_id TEXT NOT NULL,
     digest TEXT NOT NULL,               -- of the blob
     size INTEGER NOT NULL,              -- bytes of content, unpacked
+    snapshot TEXT NOT NULL,             -- directory it is unpacked in: the diff ID, or a chain ID
     PRIMARY KEY (image_id, position)
 ) WITHOUT ROWID, STRICT;
 CREATE INDEX image_layers_by_diff_id ON image_layers (diff_id, digest);
@@ -89,11 +90,19 @@ class ImageRow:
 
 @attrs.frozen
 class LayerRow:
-    """One layer of an image: diff ID, digest of the blob, bytes unpacked."""
+    """One layer of an image.
+
+    Attributes:
+        diff_id: digest of the plain tar stream.
+        digest: digest of the blob.
+        size: bytes, unpacked.
+        snapshot: the directory that it is unpacked in: the diff ID, or, where the layers below matter, a chain ID.
+    """
 
     diff_id: str
     digest: str
     size: int
+    snapshot: str = attrs.field(default=attrs.Factory(lambda self: self.diff_id, takes_self=True))
 
 
 class Database:
@@ -224,7 +233,7 @@ class Database:
 
     def layers(self, identity: str) -> tuple[LayerRow, ...]:
         """Return the layers of an image, the lowest first."""
-        sql = "SELECT diff_id, digest, size FROM image_layers WHERE image_id = ? ORDER BY position"
+        sql = "SELECT diff_id, digest, size, snapshot FROM image_layers WHERE image_id = ? ORDER BY position"
         return tuple(LayerRow(*row) for row in self._query(sql, (identity,)))
 
     def exists(self, identity: str) -> bool:
@@ -238,9 +247,9 @@ class Database:
         return LayerRow(*rows[0]) if rows else None
 
     def content(self) -> tuple[set[str], set[str]]:
-        """Return the digests of all blobs and the diff IDs of all layers that belong to an image."""
+        """Return the digests of all blobs and the snapshots of all layers that belong to an image."""
         blobs = {row[0] for row in self._query("SELECT id FROM images UNION SELECT digest FROM images")}
-        layers = self._query("SELECT diff_id, digest FROM image_layers")
+        layers = self._query("SELECT snapshot, digest FROM image_layers")
         return blobs | {row[1] for row in layers}, {row[0] for row in layers}
 
     def meta(self, key: str) -> str | None:
@@ -253,6 +262,9 @@ class Database:
     def put_image(self, row: ImageRow, layers: Iterable[LayerRow]) -> None:
         """Record an image with its layers and names; a name that another image has moves over."""
         with self.transaction() as tx:
+            former = tx.execute("SELECT digest FROM images WHERE id = ?", (row.id,)).fetchone()
+            if former is not None and former[0] != row.digest:
+                _put_meta(tx, "collect", "1")  # the same image from another manifest: blobs may be free now
             tx.execute(
                 "INSERT INTO images (id, digest, media_type, manifest_size, added, mounts) VALUES (?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET digest = excluded.digest, media_type = excluded.media_type, "
@@ -261,8 +273,9 @@ class Database:
             )
             tx.execute("DELETE FROM image_layers WHERE image_id = ?", (row.id,))
             tx.executemany(
-                "INSERT INTO image_layers (image_id, position, diff_id, digest, size) VALUES (?, ?, ?, ?, ?)",
-                [(row.id, number, layer.diff_id, layer.digest, layer.size) for number, layer in enumerate(layers)],
+                "INSERT INTO image_layers (image_id, position, diff_id, digest, size, snapshot) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                [(row.id, number, *attrs.astuple(layer)) for number, layer in enumerate(layers)],
             )
             for name in row.references:
                 _put_reference(tx, name, row.id)

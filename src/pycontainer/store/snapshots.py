@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Snapshots", "remove_tree"]
 
+_OPAQUE = "trusted.overlay.opaque"
+
 
 class Snapshots:
     """The layers of a store, as ``layers/<algorithm>/<hex>``.
@@ -82,6 +84,17 @@ class Snapshots:
             remove_tree(staged)
             return False
         return True
+
+    def hide_all(self, staged: Path) -> None:
+        """Note that a layer hides everything below it, which overlay does not read from the root of a lower."""
+        os.setxattr(staged, _OPAQUE, b"y")
+
+    def hides_all(self, diff_id: str) -> bool:
+        """Tell whether a layer hides everything below it."""
+        try:
+            return os.getxattr(self.path(diff_id), _OPAQUE) == b"y"
+        except OSError:
+            return False  # no such attribute
 
     def sync(self) -> None:
         """Have everything of the store's file system written to disk, see syncfs(2)."""

@@ -332,7 +332,7 @@ def _choose(sources: list[Any], reference: str | None, path: str) -> tuple[Any, 
                 return item, (whole,)
         for item in sources:
             if reference in item.labels:
-                return item, item.references
+                return item, item.references or (whole,)
         if len(sources) == 1:
             return sources[0], (whole,)
     elif len(sources) == 1:

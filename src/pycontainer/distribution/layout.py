@@ -101,6 +101,9 @@ def _merged(sources: list[Source]) -> list[Source]:
 def _docker_sources(archive: Archive, path: str) -> list[Source]:
     what = f"{path}: manifest.json"
     items = parse_json(archive.read("manifest.json", MAX_DOCUMENT), what)
+    if isinstance(items, dict) and "schemaVersion" in items:
+        msg = f"{path} is a directory of skopeo's dir: transport, not an image archive; copy it to oci-archive:FILE"
+        raise ImageError(msg)
     if not isinstance(items, list):
         msg = f"{what} should be an array"
         raise ImageError(msg)

@@ -17,6 +17,7 @@ typedef struct PycError {
 
 #include "bpf.h"
 #include "layer.h"
+#include "probe.h"
 #include "program.h"
 #include "spawn.h"
 #include "tree.h"

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -66,6 +66,9 @@ def compile_filter(seccomp: Seccomp) -> Filter:
 _FORMAT = 1  # of the files, and of what this module makes of a profile: raise it when either changes
 _MEMORY_LIMIT = 256
 
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
 
 class FilterCache:
     """Compiled filters, looked up in memory, then on disk, then compiled.
@@ -83,6 +86,7 @@ class FilterCache:
         # By identity, because to hash a profile costs more than all else; the profile is kept so that its id stays its.
         self._profiles: dict[int, tuple[Seccomp, Filter]] = {}
         self._defaults: dict[frozenset[str], Filter] = {}
+        self._keys: dict[str, Filter] = {}
 
     def get(self, seccomp: Seccomp) -> Filter:
         """Return the compiled form of a profile.
@@ -100,9 +104,7 @@ class FilterCache:
             return found[1]
         text = json.dumps(attrs.asdict(seccomp), sort_keys=True, separators=(",", ":"))
         result = self._find("profile", text, lambda: seccomp)
-        if len(self._profiles) >= _MEMORY_LIMIT:
-            self._profiles.clear()
-        self._profiles[id(seccomp)] = (seccomp, result)
+        _remember(self._profiles, id(seccomp), (seccomp, result))
         return result
 
     def default_filter(self, capabilities: frozenset[str]) -> Filter:
@@ -123,30 +125,39 @@ class FilterCache:
         relevant = sorted(capabilities & seccomp_profile.RELEVANT_CAPABILITIES)
         text = json.dumps([seccomp_profile.fingerprint(), seccomp_profile.host_kernel(), relevant])
         result = self._find("default", text, lambda: default_profile(capabilities))
-        if len(self._defaults) >= _MEMORY_LIMIT:
-            self._defaults.clear()
-        self._defaults[capabilities] = result
+        _remember(self._defaults, capabilities, result)
         return result
 
     def _find(self, kind: str, text: str, make: Callable[[], Seccomp]) -> Filter:
-        """Look on disk, and compile what is not there."""
-        if self.directory is None:
-            return compile_filter(make())
+        """Look a profile up by its content, and compile what is not there."""
         key = hashlib.sha256(json.dumps([_FORMAT, kind, os.uname().machine, text]).encode()).hexdigest()
-        path = self.directory / f"{key}.bpf"
-        try:
-            found = _decode(path.read_bytes(), key)
-        except FileNotFoundError:
-            found = None
-        except OSError as error:
-            raise StoreError(f"cannot read the compiled seccomp filter {path}: {error.strerror}") from error
-        if found is not None:
-            return found
-        result = compile_filter(make())
-        library = _loaded_library()
-        if library is not None:
-            _write(path, _encode(result, key, library))
+        result = self._keys.get(key)
+        if result is None:
+            path = None if self.directory is None else self.directory / f"{key}.bpf"
+            result = None if path is None else _read(path, key)
+            if result is None:
+                result = compile_filter(make())
+                library = None if path is None else _loaded_library()
+                if path is not None and library is not None:
+                    _write(path, _encode(result, key, library))
+            _remember(self._keys, key, result)
         return result
+
+
+def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    """Add an entry; too many are more likely a stream of new profiles than ones to come again, and are all dropped."""
+    if len(known) >= _MEMORY_LIMIT:
+        known.clear()
+    known[key] = value
+
+
+def _read(path: Path, key: str) -> Filter | None:
+    try:
+        return _decode(path.read_bytes(), key)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"cannot read the compiled seccomp filter {path}: {error.strerror}") from error
 
 
 def _digest(program: bytes, flags: int, key: str) -> str:

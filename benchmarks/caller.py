@@ -1,6 +1,6 @@
 """Time ``engine.run`` from a Python program; a worker as ``measure`` wants it.
 
-Usage: ``caller.py --root DIR [--threads N] [--resident BYTES] [--import ROOTFS]``
+Usage: ``caller.py --root DIR [--threads N] [--resident BYTES] [--import ROOTFS --filter FILE]``
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from pycontainer import Engine, Limits
+from pycontainer.runtime import capabilities, seccomp
 
 REFERENCE = "bench"
 
@@ -23,7 +24,8 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--resident", type=int, default=0, help="bytes of touched memory to hold meanwhile")
-    parser.add_argument("--import", dest="rootfs", type=Path)
+    parser.add_argument("--import", dest="rootfs", type=Path, help="import this directory, then end")
+    parser.add_argument("--filter", type=Path, help="with --import: write the engine's compiled seccomp filter here")
     arguments = parser.parse_args()
     ballast = bytearray(arguments.resident)
     for page in range(0, len(ballast), 4096):
@@ -31,6 +33,9 @@ def main() -> None:
     with Engine(arguments.root) as engine:
         if arguments.rootfs:
             engine.images.import_rootfs(arguments.rootfs, reference=REFERENCE)
+            if arguments.filter:  # so that the floor loads the very program that the engine loads
+                kept = frozenset(capabilities.resolve())
+                arguments.filter.write_bytes(seccomp.FilterCache(None).default_filter(kept).program)
             return
         serve(engine, arguments.threads)
 

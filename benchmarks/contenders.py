@@ -102,7 +102,11 @@ def ours(stage: Stage) -> list[Contender]:
     root = stage.disk / "engine"
     command = [sys.executable, str(_HERE / "caller.py"), "--root", str(root)]
     made = subprocess.run(
-        [*command, "--import", str(stage.rootfs)], env=environment(), capture_output=True, text=True, check=False
+        [*command, "--import", str(stage.rootfs), "--filter", str(stage.bpf)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if made.returncode:
         raise Missing("pycontainer: " + (made.stderr.strip().splitlines() or ["no words"])[-1])

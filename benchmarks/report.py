@@ -245,7 +245,7 @@ def markdown(results: Mapping[str, Any], samples: Samples, labels: Mapping[str, 
             "- `engine.run` and the floor: `/bin/true` of a static busybox; overlay, all six namespaces, limits on "
             "memory, cpu and pids, device rules, seccomp, capabilities, /proc, /sys, /dev and the rest, masked and "
             "read-only paths, both outputs captured to their end, exit status and usage read. Removal is off the path "
-            "in both."
+            "in both. The floor loads the engine's own compiled filter."
         ),
         (
             "- Peers are started by `floor/spawn.c` (posix_spawn, output read to its end), never from Python. "

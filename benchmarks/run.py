@@ -202,4 +202,6 @@ def main() -> int:
     report.tables(samples, labels, Console(width=100))
     for line in results["breakdown"]:
         print(line)
+    if machine["load_before"] > machine["processors"] / 2:
+        print(f"the machine was busy before we began (load {machine['load_before']}): ratios are rough")
     return int(any(target.verdict == "FAIL" for target in targets))

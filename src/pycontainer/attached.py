@@ -195,7 +195,11 @@ def run_attached(
         TimeoutExpired: it was killed at the timeout.
     """
     process = None
+    own_group = start.cgroup == start.container_id
     try:
+        if not own_group:
+            start.keeper.note_group(start.container_id, start.cgroup)
+            start.cgroups.make_parents(start.cgroup)
         start.stdio = attachment.open()
         try:
             process = Process(plan.build(start))
@@ -212,7 +216,7 @@ def run_attached(
             process.kill()
         ended = process.wait()
         if "pid" not in {n.type for n in start.spec.linux.namespaces}:
-            start.cgroups.kill(start.container_id)  # what it left running in the host's pid namespace
+            start.cgroups.kill(start.cgroup)  # what it left running in the host's pid namespace
         if not in_time:
             _drain_rest(process, streams)
         assert ended is not None  # noqa: S101 - wait() blocks
@@ -221,6 +225,9 @@ def run_attached(
         if process is not None:
             process.close()
         attachment.close()
+        if not own_group:
+            start.cgroups.remove(start.cgroup)
+            start.keeper.drop_group(start.container_id)
         start.keeper.forget(start.container_id)
     if not in_time:
         raise TimeoutExpired(timeout or 0.0, result)
@@ -235,7 +242,7 @@ def _drain_rest(process: Process, streams: Streams) -> None:
 
 
 def _result(start: plan.Start, attachment: Attachment, ended: Exit, wall: float) -> Result:
-    counters = start.cgroups.read(start.container_id)
+    counters = start.cgroups.read(start.cgroup)
     process = start.spec.process
     user, system = counters.cpu_user_us, counters.cpu_system_us
     return Result(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from pycontainer.errors import StartError, Unsupported
+from pycontainer.oci import defaults
 from pycontainer.oci import runtime as oci
 
 if TYPE_CHECKING:
@@ -71,10 +72,18 @@ def read(path: Path) -> Bundle:
     if spec.hooks.create_container or spec.hooks.start_container:
         msg = f"{config}: hooks.createContainer and hooks.startContainer are not supported; use createRuntime"
         raise Unsupported(msg)
-    if spec.linux.cgroups_path is not None:
-        # Where the group lies is the runtime's choice unless the caller insists, and ours is cleaned for certain.
-        spec = attrs.evolve(spec, linux=attrs.evolve(spec.linux, cgroups_path=None))
-    return Bundle(path=path, spec=spec, root=root)
+    return Bundle(path=path, spec=_complete(spec), root=root)
+
+
+def _complete(spec: oci.Spec) -> oci.Spec:
+    """Return the document with what the specification leaves to the runtime.
+
+    The default devices stay usable whatever the document's rules deny (config-linux.md, "Default Devices").
+    """
+    linux = spec.linux
+    resources = linux.resources or oci.Resources()
+    rules = (*resources.devices, *defaults.DEVICE_RULES[1:]) if resources.devices else defaults.DEVICE_RULES
+    return attrs.evolve(spec, linux=attrs.evolve(linux, resources=attrs.evolve(resources, devices=rules)))
 
 
 def open_namespaces(spec: oci.Spec, stack: contextlib.ExitStack) -> dict[str, int]:

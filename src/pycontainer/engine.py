@@ -20,6 +20,7 @@ from pycontainer.model import Device, IdMap, Limits, Mount, Result, Rlimit, Size
 from pycontainer.oci import runtime as oci
 from pycontainer.runtime import capabilities, plan, seccomp_profile
 from pycontainer.runtime.cgroups import Cgroups
+from pycontainer.runtime.idmaps import UserNamespaces, map_text, outside_id
 from pycontainer.runtime.keeper import Keeper, recover
 from pycontainer.runtime.program import Program
 from pycontainer.runtime.seccomp import Filter, FilterCache
@@ -69,6 +70,7 @@ class Engine:
         self._lock = threading.Lock()
         self._keeper: Keeper | None = None
         self._accounts: dict[str, Accounts] = {}
+        self._user_namespaces = UserNamespaces()
         self._filters = FilterCache(self.root / "cache" / "seccomp")
         try:
             self._cgroups = Cgroups()
@@ -93,6 +95,7 @@ class Engine:
         if keeper is not None:
             keeper.close()
         self._cgroups.close()
+        self._user_namespaces.close()
         self._store.close()
 
     def __enter__(self) -> Self:
@@ -161,6 +164,7 @@ class Engine:
         ipc: Namespace = "private",
         uts: Namespace = "private",
         cgroupns: Namespace = "private",
+        cgroup_parent: str | None = None,
         timens: Mapping[str, float] | None = None,
         init: bool = False,
         tty: bool = False,
@@ -208,6 +212,7 @@ class Engine:
             ipc: ``"host"`` shares System V IPC and POSIX message queues.
             uts: ``"host"`` shares the host name.
             cgroupns: ``"host"`` shows its place among the host's control groups.
+            cgroup_parent: group to make the container's group in, absolute from the root of the hierarchies.
             timens: seconds to add to the clocks ``monotonic`` and ``boottime``.
             init: run a small init as PID 1, which reaps orphans and hands signals on.
             tty: give it a terminal; its output arrives as ``stdout``.
@@ -282,24 +287,39 @@ class Engine:
         )
         container_id = secrets.token_hex(32)
         keeper = self._running_keeper()
-        lowers = self._store.acquire(found.id)
-        try:
+        with contextlib.ExitStack() as stack:
+            lowers = self._store.acquire(found.id)
+            stack.callback(self._store.release, found.id)
             identity = self._identify(found, lowers, options)
             spec = document(container_id, found.config, options, identity)
             name = spec.hostname or os.uname().nodename
             start = plan.Start(
                 spec=spec,
                 container_id=container_id,
-                root=plan.Overlay(lowers=lowers, directory=f"{keeper.instance}/{container_id}"),
+                cgroup=self._cgroups.group(container_id, f"{cgroup_parent}/{container_id}" if cgroup_parent else None),
+                root=self._root(lowers, f"{keeper.instance}/{container_id}", spec, stack),
                 keeper=keeper,
                 cgroups=self._cgroups,
+                user_namespaces=self._user_namespaces,
                 seccomp=self._filter(seccomp, spec, privileged=privileged),
                 init=init,
                 files=etc_files(name, options),
             )
             return run_attached(start, attachment, began=began, timeout=timeout, check=check, on_start=on_start)
-        finally:
-            self._store.release(found.id)
+
+    def _root(
+        self, lowers: tuple[str, ...], directory: str, spec: oci.Spec, stack: contextlib.ExitStack
+    ) -> plan.Overlay:
+        """Return the root of a container; in a user namespace its layers are shown with the container's ids."""
+        uids, gids = spec.linux.uid_mappings, spec.linux.gid_mappings
+        if not uids:
+            return plan.Overlay(lowers=lowers, directory=directory)
+        userns = self._user_namespaces.get(map_text(uids), map_text(gids))
+        return plan.Overlay(
+            lowers=self._user_namespaces.show(lowers, userns, stack),
+            directory=directory,
+            owner=(outside_id(uids, 0), outside_id(gids, 0)),
+        )
 
     def _identify(self, image: Image, lowers: tuple[str, ...], options: Options) -> Identity:
         accounts = self._accounts.get(image.id)
@@ -375,12 +395,15 @@ class Engine:
         )
         filters = spec.linux.seccomp
         with contextlib.ExitStack() as stack:
+            container_id = secrets.token_hex(32)
             start = plan.Start(
                 spec=spec,
-                container_id=secrets.token_hex(32),
+                container_id=container_id,
+                cgroup=self._cgroups.group(container_id, spec.linux.cgroups_path),
                 root=plan.Directory(path=str(bundle.root)),
                 keeper=self._running_keeper(),
                 cgroups=self._cgroups,
+                user_namespaces=self._user_namespaces,
                 seccomp=self._filters.get(filters) if filters is not None else None,
                 bundle=str(bundle.path),
                 join=bundles.open_namespaces(spec, stack),

@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal
 
 import attrs
-from pycontainer.distribution.layer import AppliedLayer, apply
 
 from pycontainer.distribution import parents
 from pycontainer.distribution.archive import Archive, copy_range
 from pycontainer.distribution.codec import GzipBlob, detect, plain_chunks
+from pycontainer.distribution.layer import AppliedLayer, apply
 from pycontainer.distribution.pack import pack
 from pycontainer.errors import DigestMismatch, ImageError
 from pycontainer.oci.image import (

@@ -175,6 +175,49 @@ class Cgroups:
         self._fds.clear()
         self._device_programs.clear()
 
+    @staticmethod
+    def group(container_id: str, path: str | None = None) -> str:
+        """Return the name of a container's group, relative to the parent group ``pycontainer``.
+
+        Args:
+            container_id: names the group unless a path is given.
+            path: ``cgroupsPath`` of a document: absolute from the root of every hierarchy, or relative to our parent.
+
+        Raises:
+            Unsupported: it is a systemd unit, ``slice:prefix:name``.
+            ValueError: it leads out of the hierarchy.
+        """
+        if not path:
+            return container_id
+        if ":" in path:
+            msg = f"cgroupsPath {path!r} asks for a systemd unit; give a path: pycontainer makes control groups itself"
+            raise Unsupported(msg)
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if not parts or ".." in parts:
+            msg = f"not the path of a control group: {path!r}"
+            raise ValueError(msg)
+        return "/".join([".."] * path.startswith("/") + parts)
+
+    def make_parents(self, group: str) -> None:
+        """Make the groups above a container's own, where a path asks for such.
+
+        Raises:
+            StartError: one cannot be made.
+        """
+        parts = group.split("/")
+        for hierarchy in self.hierarchies:
+            path = f"{hierarchy.path}/{PARENT}"
+            for part in parts[:-1]:
+                path = f"{path}/{part}"
+                try:
+                    Path(path).mkdir(exist_ok=True)
+                    if self.version == "v2":
+                        _enable(path, hierarchy.controllers)
+                    elif "cpuset" in hierarchy.controllers and part != "..":
+                        _inherit_cpuset(f"{path}/..", path)
+                except OSError as error:
+                    raise StartError("make the control group", path, error.errno or 0) from error
+
     def used(self, resources: Resources) -> Iterator[tuple[Hierarchy, int]]:
         """Yield the hierarchies where a container with these limits needs a group, with its parent's descriptor."""
         for hierarchy in self.hierarchies:
@@ -184,7 +227,7 @@ class Cgroups:
             if self.version == "v2" or any(_is_used(name, resources) for name in hierarchy.controllers):
                 yield hierarchy, fd
 
-    def add_steps(self, program: Program, container_id: str, resources: Resources) -> None:
+    def add_steps(self, program: Program, group: str, resources: Resources) -> None:
         """Append the host steps that make the group, and of v1 the child steps by which the process joins it.
 
         Raises:
@@ -195,31 +238,31 @@ class Cgroups:
             if controller not in self._by_controller:
                 raise Unsupported(_missing(controller, file, self.version, self.controllers))
         for _, fd in self.used(resources):
-            program.mkdir("make the control group", container_id, fd=fd, host=True)
+            program.mkdir("make the control group", group, fd=fd, host=True)
         for controller, file, value in writes:
             fd = self._fds[self._by_controller[controller].path]
             program.write(
-                f"set {file} = {value} in the control group", f"{container_id}/{file}", value.encode(), fd=fd, host=True
+                f"set {file} = {value} in the control group", f"{group}/{file}", value.encode(), fd=fd, host=True
             )
         if self.version == "v2":
-            self._add_v2_steps(program, container_id, resources)
+            self._add_v2_steps(program, group, resources)
             return
         for _, fd in self.used(resources):
-            program.write("join the control group", f"{container_id}/tasks", b"0", fd=fd)
+            program.write("join the control group", f"{group}/tasks", b"0", fd=fd)
 
-    def _add_v2_steps(self, program: Program, container_id: str, resources: Resources) -> None:
+    def _add_v2_steps(self, program: Program, group: str, resources: Resources) -> None:
         for hierarchy in self.hierarchies:
             fd = self._fds.get(hierarchy.path)
             if fd is None:
                 return
             program.cgroup_fd = program.step(
-                lib.PYC_OP_OPEN, "open the control group", container_id, fd=fd, a=os.O_DIRECTORY, host=True, result=True
+                lib.PYC_OP_OPEN, "open the control group", group, fd=fd, a=os.O_DIRECTORY, host=True, result=True
             )
             if resources.devices:
                 program.step(
                     lib.PYC_OP_BPF_ATTACH,
                     "attach the device filter to the control group",
-                    container_id,
+                    group,
                     fd=program.cgroup_fd,
                     fd2=self._device_program(devices.compile_bpf(resources.devices)),
                     a=_BPF_CGROUP_DEVICE,
@@ -237,9 +280,9 @@ class Cgroups:
             self._device_programs[code] = fd
         return fd
 
-    def read(self, container_id: str) -> Counters:
+    def read(self, group: str) -> Counters:
         """Return what the group of a container counted so far."""
-        return self._read_v2(container_id) if self.version == "v2" else self._read_v1(container_id)
+        return self._read_v2(group) if self.version == "v2" else self._read_v1(group)
 
     def _text(self, controller: str, path: str) -> str | None:
         hierarchy = self._by_controller.get(controller)
@@ -293,37 +336,42 @@ class Cgroups:
             oom_kills=_sum_lines(events, "oom_kill") if events else 0,
         )
 
-    def kill(self, container_id: str) -> None:
+    def kill(self, group: str) -> None:
         """Kill every process of a container's group, for containers without a pid namespace of their own."""
         for fd in self._fds.values():
             if self.version == "v2":
                 with contextlib.suppress(FileNotFoundError):
-                    kill = os.open(f"{container_id}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC, dir_fd=fd)
+                    kill = os.open(f"{group}/cgroup.kill", os.O_WRONLY | os.O_CLOEXEC, dir_fd=fd)
                     try:
                         os.write(kill, b"1")
                     finally:
                         os.close(kill)
                 return
-            if _kill_listed(fd, container_id):
+            if _kill_listed(fd, group):
                 return
 
-    def remove(self, container_id: str) -> None:
+    def remove(self, group: str) -> None:
         """Remove the groups of a container whose processes are gone or being killed.
 
         Raises:
             StartError: a group is still in use after five seconds.
         """
         for fd in self._fds.values():
-            err = new_error()
-            if lib.pyc_remove_cgroup(fd, container_id.encode(), 5000, err) < 0:
-                raise StartError(*read_error(err))
+            name = group
+            while name not in ("", ".."):
+                err = new_error()
+                if lib.pyc_remove_cgroup(fd, name.encode(), 5000 if name == group else 0, err) < 0:
+                    if name == group:
+                        raise StartError(*read_error(err))
+                    break  # a parent that others use
+                name = name.rpartition("/")[0]
 
 
-def _kill_listed(parent_fd: int, container_id: str) -> bool:
+def _kill_listed(parent_fd: int, group: str) -> bool:
     """Kill by cgroup.procs until none is left; v1 has no cgroup.kill. Return whether the group exists."""
     for _ in range(1000):
         try:
-            fd = os.open(f"{container_id}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=parent_fd)
+            fd = os.open(f"{group}/cgroup.procs", os.O_RDONLY | os.O_CLOEXEC, dir_fd=parent_fd)
         except FileNotFoundError:
             return False
         try:

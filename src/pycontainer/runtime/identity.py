@@ -90,8 +90,11 @@ def add_credentials(program: Program, process: oci.Process, seccomp: Filter | No
         b=capabilities.to_mask(caps.permitted),
         c=capabilities.to_mask(caps.inheritable),
     )
-    if caps.ambient:
-        program.step(lib.PYC_OP_AMBIENT, "set the ambient capabilities", a=capabilities.to_mask(caps.ambient))
+    # capabilities(7): ambient ones must be permitted and inheritable; "crun spec" and "runc spec" list more than that.
+    ambient = capabilities.to_mask(caps.ambient) & capabilities.to_mask(caps.inheritable)
+    ambient &= capabilities.to_mask(caps.permitted)
+    if ambient:
+        program.step(lib.PYC_OP_AMBIENT, "set the ambient capabilities", a=ambient)
     program.step(lib.PYC_OP_UMASK, "set the umask", a=0o022 if user.umask is None else user.umask)
     program.step(lib.PYC_OP_PRCTL, "tie the process to its caller", a=PR_SET_PDEATHSIG, b=9)
     if process.no_new_privileges:

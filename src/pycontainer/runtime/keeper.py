@@ -147,6 +147,14 @@ class Keeper:
         except OSError:  # the keeper was killed: do its work here
             clean(self.instance_fd, container_id, self._cgroups)
 
+    def note_group(self, container_id: str, group: str) -> None:
+        """Note a control group at a place of the caller's choice, so that the next open can remove it after a crash."""
+        (self.instance / f"{container_id}.cgroup").write_text(group)
+
+    def drop_group(self, container_id: str) -> None:
+        """Drop that note; the group is gone."""
+        (self.instance / f"{container_id}.cgroup").unlink(missing_ok=True)
+
     def close(self) -> None:
         """Kill what still runs, remove what is left, end the keeper, and wait for all that. Safe to call again."""
         if self._owner != os.getpid() or self.pidfd < 0:
@@ -255,7 +263,11 @@ def _clean_instance(instance: Path, cgroups: Cgroups) -> None:
     fd = os.open(instance, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name in os.listdir(fd):  # noqa: PTH208 - by descriptor: the path may be another directory by now
-            if _ID.fullmatch(name):
+            if name.endswith(".cgroup"):
+                group = (instance / name).read_text()
+                cgroups.kill(group)
+                cgroups.remove(group)
+            elif _ID.fullmatch(name):
                 cgroups.kill(name)
                 clean(fd, name, cgroups)
     finally:

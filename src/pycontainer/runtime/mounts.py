@@ -19,7 +19,7 @@ from pycontainer.runtime.program import CWD, Program
 if TYPE_CHECKING:
     from pycontainer.oci import runtime as oci
 
-__all__ = ["Options", "add_bind", "add_mount", "parse_options"]
+__all__ = ["Options", "add_bind", "attach_mount", "create_mount", "is_bind", "parse_options"]
 
 RDONLY = 0x00000001  # MOUNT_ATTR_* of linux/mount.h
 NOSUID = 0x00000002
@@ -140,33 +140,37 @@ def _take_attribute(options: Options, word: str) -> bool:
     return known
 
 
-def add_mount(program: Program, mount: oci.Mount, *, prepared: int | None = None) -> None:
-    """Append the steps for one mount in the container; ``prepared`` is a bind that the host steps opened."""
+def create_mount(program: Program, mount: oci.Mount) -> int:
+    """Append the steps that make a new file system, in the container's namespaces; return the mount's operand.
+
+    Raises:
+        Unsupported: id mappings are asked for something else than a bind mount.
+    """
     options = parse_options(mount.options)
-    target = mount.destination
-    if prepared is not None:
-        program.attach("mount", prepared, target, flags=lib.PYC_MAKE_LIKE)
-        return
     if mount.uid_mappings or mount.gid_mappings or options.idmap:
-        msg = f"mount {target}: id mappings are for bind mounts, not for {mount.type}"
+        msg = f"mount {mount.destination}: id mappings are for bind mounts, not for {mount.type}"
         raise Unsupported(msg)
     kind = mount.type or "none"
-    label = f"mount {kind} on"
+    label = f"mount {kind} on {mount.destination}:"
     data = options.data
     if mount.source and mount.source not in (kind, "none") and kind not in _NO_SOURCE:
         data = (f"source={mount.source}", *data)
-    fd = program.mount(label, kind, data, attributes=options.attributes & ~ATIME | _atime(options))
+    fd = program.mount(label, kind, data, attributes=options.attributes)
     if options.propagation:
         program.step(lib.PYC_OP_SETATTR, label, fd=fd, c=options.propagation)
-    flags = lib.PYC_MAKE_DIR | (lib.PYC_NOFOLLOW if kind in ("proc", "sysfs") else 0)
-    program.attach(label, fd, target, flags=flags)
+    return fd
+
+
+def attach_mount(program: Program, mount: oci.Mount, fd: int) -> None:
+    """Append the step that attaches a mount where the container sees it; missing targets are made."""
+    if is_bind(mount):
+        flags = lib.PYC_MAKE_LIKE
+    else:  # a symlink of the image must not decide where /proc is (CVE-2019-19921)
+        flags = lib.PYC_MAKE_DIR | (lib.PYC_NOFOLLOW if mount.type in ("proc", "sysfs") else 0)
+    program.attach(f"mount {mount.type or 'bind'} on", fd, mount.destination, flags=flags)
 
 
 _NO_SOURCE = {"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "shm"}
-
-
-def _atime(options: Options) -> int:
-    return options.attributes & ATIME
 
 
 def add_bind(program: Program, mount: oci.Mount, *, bundle: str | None = None, userns_fd: int = -1) -> int:

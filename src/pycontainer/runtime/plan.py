@@ -16,7 +16,7 @@ from pycontainer._ffi import lib
 from pycontainer.errors import Unsupported
 from pycontainer.oci import runtime as oci
 from pycontainer.oci.runtime_rules import sysctl_path
-from pycontainer.runtime import identity, mounts
+from pycontainer.runtime import identity, idmaps, mounts
 from pycontainer.runtime.cgroups import Cgroups
 from pycontainer.runtime.keeper import ATTACH_POINT, Keeper, helper_fd
 from pycontainer.runtime.program import CWD, Program
@@ -63,12 +63,12 @@ class Overlay:
     Attributes:
         lowers: directories, topmost first.
         directory: holds ``upper`` and ``work``, made by the start.
-        userns_fd: user namespace through which the layers are shown, or -1.
+        owner: user and group of the writable layer's own root, as the host sees them.
     """
 
     lowers: tuple[str, ...]
     directory: str
-    userns_fd: int = -1
+    owner: tuple[int, int] = (0, 0)
 
 
 @attrs.frozen(kw_only=True)
@@ -84,10 +84,12 @@ class Start:
 
     Attributes:
         spec: the document, with a process.
-        container_id: names the cgroup.
+        container_id: its 64 hex digits.
+        cgroup: its control group, from :meth:`Cgroups.group`.
         root: the root file system.
         keeper: in whose namespaces it is born.
         cgroups: the control groups of the engine.
+        user_namespaces: those that carry id maps for mounts.
         seccomp: the compiled filter, or None.
         stdio: descriptors for 0, 1 and 2; -1 where a terminal takes their place.
         init: run the helper as PID 1, which starts the program and reaps.
@@ -99,9 +101,11 @@ class Start:
 
     spec: oci.Spec
     container_id: str
+    cgroup: str
     root: Overlay | Directory
     keeper: Keeper
     cgroups: Cgroups
+    user_namespaces: idmaps.UserNamespaces
     seccomp: Filter | None = None
     stdio: tuple[int, int, int] = (-1, -1, -1)
     init: bool = False
@@ -154,15 +158,16 @@ class _Builder:
         self._clone()
         resources = self.linux.resources or oci.Resources()
         root = self._root()
-        self.start.cgroups.add_steps(self.program, self.start.container_id, resources)
+        self.start.cgroups.add_steps(self.program, self.start.cgroup, resources)
         binds = self._binds()
         self._enter_namespaces()
         files = self._small_files()
         if self.start.park:
             self.program.status = True
             self.program.step(lib.PYC_OP_SYNC, "wait for the hooks", a=SYNC_CREATE_RUNTIME)
+        early = self._early_mounts()
         self._pivot(root)
-        self._mounts(binds, files)
+        self._mounts({**binds, **early}, files)
         self._devices()
         self._protect()
         self._identity()
@@ -187,8 +192,8 @@ class _Builder:
             # the new user namespace, so it is made with it.
             program.status = True
             program.clone_flags |= CLONE["mount"]
-            program.uid_map = _id_map(self.linux.uid_mappings)
-            program.gid_map = _id_map(self.linux.gid_mappings)
+            program.uid_map = idmaps.map_text(self.linux.uid_mappings)
+            program.gid_map = idmaps.map_text(self.linux.gid_mappings)
         program.step(lib.PYC_OP_SEAL_FDS, "close the caller's descriptors", a=3)
         # Until the keeper knows it, the kernel ends it with its caller; a program may switch that off, not the keeper.
         program.step(lib.PYC_OP_PRCTL, "tie the process to its caller", a=identity.PR_SET_PDEATHSIG, b=9)
@@ -232,7 +237,7 @@ class _Builder:
         program.step(lib.PYC_OP_IDS, "become root of the user namespace")
         if "cgroup" in self.new:
             program.step(lib.PYC_OP_UNSHARE, "make the cgroup namespace", a=CLONE["cgroup"])
-        self.attach_point = str(self.start.keeper.instance)
+        self.attach_point = "/proc"  # of the host's mounts, a directory that any user may enter
         program.step(lib.PYC_OP_SETATTR, "make the mounts private", "/", fd=CWD, c=1 << 18, flags=lib.PYC_RECURSIVE)
 
     def _time_namespace(self) -> None:
@@ -276,9 +281,19 @@ class _Builder:
                 host=True,
             )
             return fd
-        name = self.start.container_id
+        name, keeper = self.start.container_id, self.start.keeper
         for path in (name, f"{name}/upper", f"{name}/work"):
-            program.mkdir("make the container's directory", path, fd=self.start.keeper.instance_fd, host=True)
+            program.mkdir("make the container's directory", path, fd=keeper.instance_fd, host=True)
+        if root.owner != (0, 0):
+            program.step(
+                lib.PYC_OP_CHOWN,
+                "give the container its root directory",
+                f"{name}/upper",
+                fd=keeper.instance_fd,
+                a=root.owner[0],
+                b=root.owner[1],
+                host=True,
+            )
         return add_overlay(program, root.lowers, root.directory)
 
     def _pivot(self, root: int) -> None:
@@ -295,9 +310,12 @@ class _Builder:
         }
 
     def _mount_userns(self, mount: oci.Mount) -> int:
+        """Return the namespace through whose maps a bind mount is shown, or -1; the container's own by default."""
         if not (mount.uid_mappings or mount.gid_mappings or mounts.parse_options(mount.options).idmap):
             return -1
-        raise Unsupported(f"mount {mount.destination}: idmapped bind mounts")
+        uids = mount.uid_mappings or self.linux.uid_mappings
+        gids = mount.gid_mappings or self.linux.gid_mappings
+        return self.start.user_namespaces.get(idmaps.map_text(uids), idmaps.map_text(gids))
 
     def _small_files(self) -> dict[str, int]:
         """Put the small files on a tmpfs of their own, seen nowhere but where each is bound; by path."""
@@ -315,14 +333,31 @@ class _Builder:
             )
         return operands
 
-    def _mounts(self, binds: Mapping[int, int], files: Mapping[str, int]) -> None:
+    def _early_mounts(self) -> dict[int, int]:
+        """Make proc and sysfs of a user namespace while the host's are still in sight; by the mount's number.
+
+        The kernel wants to see that they reveal nothing new, see user_namespaces(7) and mount_too_revealing() in
+        fs/namespace.c.
+        """
+        if not self.userns:
+            return {}
+        return {
+            number: mounts.create_mount(self.program, mount)
+            for number, mount in enumerate(self.spec.mounts)
+            if mount.type in ("proc", "sysfs")
+        }
+
+    def _mounts(self, prepared: Mapping[int, int], files: Mapping[str, int]) -> None:
         covered = set()
         for number, mount in enumerate(self.spec.mounts):
             covered.add(mount.destination.rstrip("/"))
-            if mount.type in ("cgroup", "cgroup2") and number not in binds:
+            if mount.type in ("cgroup", "cgroup2") and number not in prepared:
                 self._cgroup_mount(mount)
-            else:
-                mounts.add_mount(self.program, mount, prepared=binds.get(number))
+                continue
+            fd = prepared.get(number)
+            if fd is None:
+                fd = mounts.create_mount(self.program, mount)
+            mounts.attach_mount(self.program, mount, fd)
         for path, fd in files.items():
             if path not in covered:
                 self.program.attach(f"lay {path} over the image's", fd, path, flags=lib.PYC_MAKE_FILE)
@@ -333,7 +368,8 @@ class _Builder:
         target = mount.destination
         if cgroups.version == "v2":
             if "cgroup" in self.has:
-                mounts.add_mount(program, attrs.evolve(mount, type="cgroup2", source="cgroup2"))
+                unified = attrs.evolve(mount, type="cgroup2", source="cgroup2")
+                mounts.attach_mount(program, unified, mounts.create_mount(program, unified))
                 return
             fd = self._cgroup_tree("", options.attributes, next(iter(cgroups.parent_fds), -1))
             program.attach("mount the control group on", fd, target, flags=lib.PYC_MAKE_DIR)
@@ -355,7 +391,7 @@ class _Builder:
         fd = self.program.step(
             lib.PYC_OP_OPEN_TREE,
             label,
-            self.start.container_id,
+            self.start.cgroup,
             fd=parent,
             a=mounts.OPEN_TREE_CLONE,
             host=True,
@@ -540,10 +576,3 @@ def _host_device(path: str, mode: int, number: int) -> str:
             return candidate
     msg = f"device {path}: a container in a user namespace can only get devices that the host has a node of"
     raise Unsupported(msg)
-
-
-def _id_map(mappings: tuple[oci.IdMapping, ...]) -> str:
-    if not mappings:
-        msg = "linux.uidMappings and gidMappings: a new user namespace needs them"
-        raise Unsupported(msg)
-    return "".join(f"{m.container_id} {m.host_id} {m.size}\n" for m in mappings)

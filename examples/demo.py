@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -82,7 +81,7 @@ def real_image(engine: Engine, clock: Clock, console: Console) -> tuple[Image, s
     try:
         image = engine.images.get(reference)
     except NotFound:
-        console.print(f"Making a small [bold]{reference}[/] with mmdebstrap, about 40 s, only the first time")
+        console.print(f"Making a small [bold]{reference}[/] with mmdebstrap: about 40 s, once")
         try:
             tar = rootfs.debian_tar()
         except rootfs.CannotBuild as reason:
@@ -107,12 +106,19 @@ def show_isolation(console: Console, inside: dict[str, Any], outside: dict[str, 
         pair = [", ".join(value) if isinstance(value, list) else str(value) for value in (inside[key], outside[key])]
         table.add_row(key, *pair)
     for key in ("memory limit", "pids limit", "write /proc/sys"):
-        table.add_row(key, str(inside[key] or "-"), str(outside[key] or "-"))
+        table.add_row(key, readable(inside[key]), readable(outside[key]))
     console.print(table)
 
     own = [name for name in NAMESPACES if inside["namespaces"].get(name) != outside["namespaces"].get(name)]
     shared = [name for name in NAMESPACES if name in outside["namespaces"] and name not in own]
     console.print(f"Namespaces of its own: [green]{' '.join(own)}[/]; shared, on request only: {' '.join(shared)}\n")
+
+
+def readable(limit: str | None) -> str:
+    """Return a limit as people write it; the kernel's words for none are "max", nothing, or a very large number."""
+    if limit is None or limit == "max" or (limit.isdigit() and int(limit) > 2**60):
+        return "none"
+    return f"{int(limit) // 2**20} MiB" if limit.isdigit() and int(limit) >= 2**20 else limit
 
 
 def measure(engine: Engine, image: Image, pause: float) -> list[float]:
@@ -149,7 +155,7 @@ def main() -> None:
         clock.step("first run: Python starts and looks around")
         inside = json.loads(result.stdout)
         console.print(f"Image: [bold]{name}[/]")
-        console.print(f"[bold]engine.run(image, ['cat', '/etc/os-release'])[/] answers: {inside['system']}\n")
+        console.print(f"[bold]In it, /etc/os-release[/] says: {inside['system']}\n")
 
         show_isolation(console, inside, host_view())
         usage = result.usage
@@ -163,7 +169,7 @@ def main() -> None:
         show_times(console, clock, rows)
         begin = time.perf_counter()
     console.print(f"Closing took {(time.perf_counter() - begin) * 1000:.1f} ms; nothing is left running or mounted.")
-    console.print(f"Try: [bold]sudo {Path(sys.prefix, 'bin', 'pycontainer')} run --rm -it {name} bash[/]")
+    console.print("Next: examples/untrusted_python.py, and make bench for how this compares.")
 
 
 def host_view() -> dict[str, Any]:

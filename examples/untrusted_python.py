@@ -43,6 +43,7 @@ def run_untrusted(engine: Engine, image: Image | str, code: str, data: object = 
         network="none",
         limits=LIMITS,
         timeout=timeout,
+        output_limit="1M",
         user="65534:65534",
         cap_drop=["ALL"],
         no_new_privileges=True,
@@ -69,7 +70,8 @@ MISCHIEF = {
     "read the passwords": "print(open('/etc/shadow').read())",
     "change the system": "open('/usr/bin/evil', 'w')",
     "fill the disk": "f = open('/tmp/big', 'wb')\nwhile True: f.write(bytes(1_000_000))",
-    "stop another process": "import os, signal; os.kill(1, signal.SIGKILL); print('\"still here\"')",
+    "print without end": "while True: print('spam' * 1000)",
+    "kill everybody": "import os, signal; os.kill(-1, signal.SIGKILL)",
 }
 
 

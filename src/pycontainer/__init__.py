@@ -3,7 +3,7 @@ r"""The SQLite of containers: a whole container engine that a Python program imp
 >>> from pycontainer import Engine
 >>> with Engine() as engine:
 ...     engine.run(engine.images.host(), ["echo", "hello"], timeout=10).stdout
-b'hello\\n'
+b'hello\n'
 """
 
 from pycontainer.attached import Running

@@ -56,7 +56,7 @@ class Engine:
 
     >>> with Engine() as engine:
     ...     engine.run(engine.images.host(), ["echo", "hello"]).stdout
-    b'hello\\n'
+    b'hello\n'
     """
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
@@ -239,7 +239,7 @@ class Engine:
         >>> with Engine() as engine:
         ...     result = engine.run(engine.images.host(), ["sh", "-c", "echo $((6*7)); exit 3"], timeout=10)
         >>> result.exit_code, result.stdout
-        (3, b'42\\n')
+        (3, b'42\n')
         """
         began = time.monotonic()
         found = self.images.get(image) if isinstance(image, str) else image

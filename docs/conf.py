@@ -45,14 +45,13 @@ napoleon_use_ivar = True
 # Examples start real containers, which takes root; without it they are left out and we say so.
 AS_ROOT = os.geteuid() == 0
 doctest_test_doctest_blocks = "default" if AS_ROOT else ""
-if AS_ROOT:
-    SCRATCH = tempfile.TemporaryDirectory(prefix="pycontainer-docs-")
+SCRATCH = tempfile.TemporaryDirectory(prefix="pycontainer-docs-")
 doctest_global_setup = f"""
 AS_ROOT = {AS_ROOT}
 if AS_ROOT:
     import pathlib
     from pycontainer import *
-    scratch = pathlib.Path({SCRATCH.name if AS_ROOT else ""!r})
+    scratch = pathlib.Path({SCRATCH.name!r})
     opened = engine = Engine(scratch / "store")
     image = engine.images.host()
 """

@@ -15,7 +15,7 @@ import attrs
 
 from pycontainer.errors import Conflict, Error, ImageError, NotFound, StoreError
 from pycontainer.model import ImageConfig, Mount
-from pycontainer.names import Reference, is_digest, is_id_prefix, parse_reference
+from pycontainer.names import Reference, is_id_prefix, parse_reference
 from pycontainer.oci.image import MAX_CONFIG, parse_config
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class Images:
 
     def _named(self, name: str, row: ImageRow) -> str | None:
         """Return the reference of an image that a name means, ``None`` when it was given by id."""
-        if is_digest(name) or name.startswith(_ID):
+        if name.startswith(_ID):
             return None
         reference = str(parse_reference(name)) if not is_id_prefix(name) or len(name) < _ID_LENGTH - len(_ID) else ""
         return reference if reference in row.references else None

@@ -180,7 +180,8 @@ class _Packer:
             self._write(_ustar(b"x", b"PaxHeaders/" + name[: _NAME_BYTES - 11], 0o644, {b"size": len(body)}))
             self._write(body + bytes(-len(body) % _BLOCK))
         device = (os.major(info.st_rdev), os.minor(info.st_rdev)) if kind in b"34" else (0, 0)
-        self._write(_ustar(kind, name[:_NAME_BYTES], stat.S_IMODE(info.st_mode), plain, link[:_NAME_BYTES], device))
+        mode = stat.S_IMODE(info.st_mode)
+        self._write(_ustar(kind, name[:_NAME_BYTES], mode, plain, link=link[:_NAME_BYTES], device=device))
 
 
 def _record(key: bytes, value: bytes) -> bytes:
@@ -192,7 +193,13 @@ def _record(key: bytes, value: bytes) -> bytes:
 
 
 def _ustar(
-    kind: bytes, name: bytes, mode: int, numbers: dict[bytes, int], link: bytes = b"", device: tuple[int, int] = (0, 0)
+    kind: bytes,
+    name: bytes,
+    mode: int,
+    numbers: dict[bytes, int],
+    *,
+    link: bytes = b"",
+    device: tuple[int, int] = (0, 0),
 ) -> bytes:
     get = numbers.get
     header = b"%s%07o\0%07o\0%07o\0%011o\0%011o\0        %s%sustar\00000%s%s%07o\0%07o\0%s" % (

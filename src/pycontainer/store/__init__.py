@@ -210,7 +210,9 @@ class Store:
             row: the image, with the names it gets; a name of another image moves over.
             layers: the lowest first.
         """
-        self.snapshots.sync()
+        known = self.db.by_id(row.id)
+        if known is None or known.digest != row.digest:
+            self.snapshots.sync()
         self.db.put_image(row, layers)
         self.write_index()
 
@@ -239,7 +241,7 @@ class Store:
             NotFound: there is no such image.
             Conflict: a container uses it.
         """
-        held = self._locks.take(key("use", identity), wait=False)
+        held = self._locks.take_unused(identity)
         if held is None:
             msg = f"the image {identity} is in use by a container; stop and remove that first"
             raise Conflict(msg)

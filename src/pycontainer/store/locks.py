@@ -13,6 +13,7 @@ import hashlib
 import os
 import struct
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ OPEN = 1  # the store is being made or repaired
 INDEX = 2  # index.json is being written
 _FIRST_KEY = 2**32
 _KEYS = 2**62
+_REMOVAL_POLL = 0.001  # seconds; a removal is one transaction
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: l_type, l_whence, l_start, l_len, l_pid
 
@@ -110,6 +112,24 @@ class FileLocks:
             raise
         self._held.add(held)
         return held
+
+    def take_unused(self, name: str) -> Held | None:
+        """Take a thing for removal: wait for others who remove it, not for those who use it.
+
+        Returns:
+            The lock, or ``None`` when the thing is in use.
+        """
+        byte = key("use", name)
+        while (held := self.take(byte, wait=False)) is None:
+            probe = fcntl.fcntl(self._uses_fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+            if self._is_used(name) or _FLOCK.unpack(probe)[0] == fcntl.F_RDLCK:
+                return None
+            time.sleep(_REMOVAL_POLL)
+        return held
+
+    def _is_used(self, name: str) -> bool:
+        with self._uses_lock:
+            return self._uses.get(name, (0, 0))[1] > 0
 
     def release(self, held: Held) -> None:
         """Let go of what :meth:`take` gave."""

@@ -52,8 +52,11 @@ class Missing(Exception):
 
 
 def environment() -> dict[str, str]:
-    """Return the environment for Python contenders: ours, plus the source tree where nothing is installed."""
-    env = dict(os.environ)
+    """Return the environment for Python contenders: ours, plus the source tree where nothing is installed.
+
+    An installed package has its byte code beside it, so they may write and read theirs too.
+    """
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     if importlib.util.find_spec("pycontainer") is None and _SOURCE.is_dir():
         env["PYTHONPATH"] = str(_SOURCE)
     return env

@@ -185,6 +185,9 @@ def _index(fd: int, path: str) -> dict[str, _Member]:
     seen = 0
     while True:
         block = os.pread(fd, _BLOCK, offset)
+        if (block and len(block) < _BLOCK) or offset > end:
+            msg = f"{path} is cut short" if seen else f"{path} is not a tar archive"
+            raise ImageError(msg)
         if len(block) < _BLOCK or block == bytes(_BLOCK):
             if not seen:
                 msg = f"{path} is not a tar archive"

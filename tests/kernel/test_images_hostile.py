@@ -1,0 +1,370 @@
+"""Archives that are broken or mean harm give an ``ImageError``, and nothing of them stays."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pycontainer.distribution.parents import chain_ids
+from pycontainer.errors import Error, ImageError
+from pycontainer.image import Images
+from pycontainer.store import Store
+from tests.trees import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store") as opened:
+        yield opened
+        if not opened.db.images():
+            assert opened.blobs.list() == {}
+            assert opened.snapshots.list() == set()
+        assert list((opened.root / "tmp").iterdir()) == []
+
+
+def sha(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def member(name: str, data: bytes = b"", **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mtime = 10**9
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info, data
+
+
+def folder(name: str, **fields: Any) -> tuple[tarfile.TarInfo, bytes]:
+    return member(name, type=tarfile.DIRTYPE, **({"mode": 0o755} | fields))
+
+
+def tar(*members: tuple[tarfile.TarInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for info, data in members:
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def docker_archive(layers: Sequence[bytes], **change: Any) -> bytes:
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [sha(x) for x in layers]},
+    }
+    item = {"Config": "c.json", "RepoTags": ["x:1"], "Layers": [f"{number}.tar" for number in range(len(layers))]}
+    files = {"c.json": json.dumps(config).encode()} | {f"{number}.tar": data for number, data in enumerate(layers)}
+    files["manifest.json"] = json.dumps([item]).encode()
+    files |= change.get("files", {})
+    for name in change.get("without", ()):
+        del files[name]
+    return tar(*(member(name, data) for name, data in files.items()))
+
+
+OCI = "application/vnd.oci.image."
+
+
+def oci_layout(
+    base: Path, layers: Sequence[bytes], *, change: Callable[[dict[str, Any]], None] | None = None, **extra: Any
+) -> Path:
+    """Write a layout; ``change`` may alter the parts before they are put together."""
+    blobs = base / "blobs/sha256"
+    blobs.mkdir(parents=True)
+
+    def put(data: bytes, kind: str) -> dict[str, Any]:
+        (blobs / sha(data)[7:]).write_bytes(data)
+        return {"mediaType": OCI + kind, "digest": sha(data), "size": len(data)}
+
+    parts: dict[str, Any] = {
+        "config": {
+            "architecture": "amd64",
+            "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": [sha(x) for x in layers]},
+        },
+        "layers": [put(gzip.compress(layer, 1), "layer.v1.tar+gzip") for layer in layers],
+    }
+    if change:
+        change(parts)
+    config = put(json.dumps(parts["config"]).encode(), "config.v1+json") | parts.get("config_descriptor", {})
+    manifest = {"schemaVersion": 2, "config": config, "layers": parts["layers"]} | extra
+    entry = put(json.dumps(manifest).encode(), "manifest.v1+json") | parts.get("entry", {})
+    (base / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    (base / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
+    return base
+
+
+LAYER = tar(folder("etc"), member("etc/file", b"content"))
+
+
+def refuse(store: Store, path: Path, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        Images(store).load_all(path)
+    assert store.db.images() == []
+    assert store.blobs.list() == {}
+    assert store.snapshots.list() == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"without": ["c.json"]}, "no file 'c.json': the archive is incomplete"),
+        ({"without": ["0.tar"]}, "no file '0.tar'"),
+        ({"without": ["manifest.json"]}, "no image archive.*import_rootfs"),
+        ({"files": {"manifest.json": b"[]"}}, "holds no image"),
+        ({"files": {"manifest.json": b"{}"}}, "should be an array"),
+        ({"files": {"manifest.json": b"[1]"}}, "should be an object"),
+        ({"files": {"manifest.json": b'[{"Config": 1}]'}}, "'Config', a string"),
+        ({"files": {"manifest.json": b'[{"Config": "/etc/passwd", "Layers": []}]'}}, "outside itself"),
+        ({"files": {"manifest.json": b'[{"Config": "../x", "Layers": []}]'}}, "outside itself"),
+        ({"files": {"manifest.json": b'[{"Config": "c.json", "Layers": []}]'}}, "names 1 layers, the manifest 0"),
+        ({"files": {"c.json": b"{}"}}, "no 'rootfs'"),
+        ({"files": {"c.json": b"x"}}, "not valid JSON"),
+        ({"files": {"0.tar": LAYER.replace(b"content", b"CONTENT")}}, "it should be sha256:.*, it is sha256:"),
+        ({"files": {"0.tar": gzip.compress(LAYER)[:-9]}}, "cut short|damaged"),
+    ],
+)
+def test_broken_docker_archives(store: Store, tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    (tmp_path / "x.tar").write_bytes(docker_archive([LAYER], **change))
+    refuse(store, tmp_path / "x.tar", words)
+
+
+def test_a_config_that_is_not_what_its_name_says(store: Store, tmp_path: Path) -> None:
+    name = "0" * 64 + ".json"
+    config = json.dumps({"rootfs": {"diff_ids": [sha(LAYER)]}}).encode()
+    item = json.dumps([{"Config": name, "Layers": ["0.tar"]}]).encode()
+    (tmp_path / "x.tar").write_bytes(docker_archive([LAYER], files={name: config, "manifest.json": item}))
+    refuse(store, tmp_path / "x.tar", "damaged or was tampered with")
+
+
+def test_links_in_archives_do_not_lead_out_or_in_circles(store: Store, tmp_path: Path) -> None:
+    for target in ("/etc/passwd", "../../../../etc/passwd", "c.json"):
+        data = tar(
+            member("manifest.json", b'[{"Config": "c.json", "Layers": ["a"]}]'),
+            member("c.json", type=tarfile.SYMTYPE, linkname=target),
+        )
+        (tmp_path / "x.tar").write_bytes(data)
+        refuse(store, tmp_path / "x.tar", "the archive is incomplete")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "not a tar archive"),
+        (b"x" * 5000, "not a tar archive"),
+        (bytes(10240), "not a tar archive"),
+        (docker_archive([LAYER])[:1000], "cut short"),
+        (docker_archive([LAYER])[:512] + b"y" * 2000, "cut short|damaged"),
+        (gzip.compress(b"x" * 5000), "not a tar archive"),
+        (gzip.compress(docker_archive([LAYER]))[:-20], "not valid gzip"),
+        (b"\x28\xb5\x2f\xfd" + b"z" * 100, "not valid zstd"),
+        (b"BZh" + b"z" * 100, "not valid bzip2"),
+    ],
+)
+def test_what_is_no_archive(store: Store, tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "x.tar").write_bytes(data)
+    refuse(store, tmp_path / "x.tar", words)
+
+
+def changed(**fields: Any) -> Callable[[dict[str, Any]], None]:
+    def change(parts: dict[str, Any]) -> None:
+        for name, value in fields.items():
+            if name == "layer":
+                parts["layers"][0] |= value
+            else:
+                parts[name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (changed(layer={"size": 1}), "should have 1 bytes"),
+        (changed(layer={"digest": "sha256:" + "0" * 64}), "the archive is incomplete|cannot read"),
+        (changed(layer={"digest": "sha512:" + "0" * 128}), "only sha256"),
+        (changed(layer={"mediaType": "application/vnd.cncf.helm.chart.content.v1.tar+gzip"}), "cannot be unpacked"),
+        (changed(layer={"mediaType": OCI + "layer.v1.tar+encrypted"}), "cannot be unpacked"),
+        (changed(config_descriptor={"mediaType": "application/vnd.oci.empty.v1+json"}), "no container image"),
+        (changed(config_descriptor={"digest": "sha256:" + "1" * 64}), "cannot read"),
+        (changed(config_descriptor={"size": 3}), "its descriptor says 3"),
+        (changed(config_descriptor={"size": 1 << 40}), "at most"),
+        (changed(entry={"size": 1}), "its descriptor says 1"),
+        (changed(config={"rootfs": {"diff_ids": [sha(b"x")]}}), "damaged or was tampered with"),
+        (changed(config={"rootfs": {"diff_ids": []}}), "names 0 layers"),
+        (changed(config={"rootfs": {"diff_ids": ["sha512:" + "0" * 128]}}), "only sha256"),
+    ],
+)
+def test_broken_layouts(store: Store, tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str) -> None:
+    refuse(store, oci_layout(tmp_path / "layout", [LAYER], change=change), words)
+
+
+def test_a_manifest_that_is_an_index_too(store: Store, tmp_path: Path) -> None:
+    refuse(store, oci_layout(tmp_path / "layout", [LAYER], manifests=[]), "ambiguous")
+
+
+def test_a_blob_that_was_changed(store: Store, tmp_path: Path) -> None:
+    layout = oci_layout(tmp_path / "layout", [LAYER])
+    for path in sorted((layout / "blobs/sha256").iterdir()):
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        refuse(store, layout, "damaged or was tampered with")
+        path.write_bytes(data)
+    Images(store).load(layout)
+
+
+def test_no_platform_of_ours(store: Store, tmp_path: Path) -> None:
+    layout = oci_layout(tmp_path / "layout", [LAYER])
+    entry = json.loads((layout / "index.json").read_text())["manifests"][0]
+    entries = [entry | {"platform": {"os": "linux", "architecture": name}} for name in ("mips", "s390x")]
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    refuse(store, layout, "no image for linux/.*; it has: linux/mips, linux/s390x")
+
+
+def test_indexes_that_contain_each_other_end(store: Store, tmp_path: Path) -> None:
+    layout = oci_layout(tmp_path / "layout", [LAYER])
+    entry = json.loads((layout / "index.json").read_text())["manifests"][0]
+    for _ in range(6):
+        data = json.dumps({"schemaVersion": 2, "mediaType": OCI + "index.v1+json", "manifests": [entry]}).encode()
+        (layout / "blobs/sha256" / sha(data)[7:]).write_bytes(data)
+        entry = {"mediaType": OCI + "index.v1+json", "digest": sha(data), "size": len(data)}
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    refuse(store, layout, "nested deeper")
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        [member("../out", b"x")],
+        [member("/../../out", b"x")],
+        [member("link", type=tarfile.SYMTYPE, linkname="/"), member("link/../../out", b"x")],
+        [member("hard", type=tarfile.LNKTYPE, linkname="../../../../../etc/passwd")],
+    ],
+)
+def test_layers_that_lead_out(store: Store, tmp_path: Path, hostile: list[tuple[tarfile.TarInfo, bytes]]) -> None:
+    before = describe(tmp_path, root_too=False).keys()
+    (tmp_path / "x.tar").write_bytes(docker_archive([LAYER, tar(*hostile)]))
+    refuse(store, tmp_path / "x.tar", "cannot apply the layer")
+    after = {name for name in describe(tmp_path, root_too=False) if not name.startswith("store/")}
+    assert after - before == {"x.tar"}
+
+
+def test_the_second_of_two_images_fails_and_the_first_stays_whole(store: Store, tmp_path: Path) -> None:
+    good = oci_layout(tmp_path / "layout", [LAYER])
+    images = Images(store)
+    image = images.load(good, reference="good")
+    (tmp_path / "x.tar").write_bytes(docker_archive([LAYER, tar(member("../out", b"x"))]))
+    with pytest.raises(ImageError):
+        images.load(tmp_path / "x.tar")
+    assert images.list() == [image]
+    assert set(store.blobs.list()) == store.db.content()[0]
+    assert store.snapshots.list() == store.db.content()[1]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_archives_with_any_damage_give_an_image_or_an_error(store: Store, tmp_path: Path, data: st.DataObject) -> None:
+    whole = bytearray(docker_archive([LAYER]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(whole) - 1))
+        whole[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    (tmp_path / "x.tar").write_bytes(whole)
+    images = Images(store)
+    try:
+        images.load_all(tmp_path / "x.tar")
+    except Error as error:
+        assert str(error)  # noqa: PT017 - an image is as good
+    for image in images.list():
+        images.remove(image.id, force=True)
+    assert store.blobs.list() == {}
+    assert store.snapshots.list() == set()
+
+
+# ── parents that a layer does not describe ────────────────────────────────────────────────────────────────────────
+
+
+def load_layers(store: Store, path: Path, layers: Sequence[bytes]) -> list[Path]:
+    path.write_bytes(docker_archive(layers))
+    image = Images(store).load(path)
+    lowers = [Path(lower) for lower in store.acquire(image.id)]
+    store.release(image.id)
+    return lowers
+
+
+def status(path: Path) -> tuple[str, int, int, int]:
+    info = path.lstat()
+    return oct(info.st_mode), info.st_uid, info.st_gid, int(info.st_mtime)
+
+
+def test_a_directory_that_is_not_described_is_what_it_is_below(store: Store, tmp_path: Path) -> None:
+    below = tar(folder("home"), folder("home/app", mode=0o2750, uid=1000, gid=3_000_000, mtime=5))
+    above = tar(member("home/app/new", b"x"), member("opt/new/file", b"y"))
+    lowers = load_layers(store, tmp_path / "x.tar", [below, above])
+    assert status(lowers[0] / "home/app") == status(lowers[1] / "home/app") == ("0o42750", 1000, 3_000_000, 5)
+    assert status(lowers[0] / "opt/new")[:3] == ("0o40755", 0, 0)
+    # It depends on the layers below, so it is not what another image gets.
+    assert lowers[0].name == chain_ids([sha(below), sha(above)])[1].removeprefix("sha256:")
+    other = load_layers(store, tmp_path / "y.tar", [tar(folder("home", mode=0o711)), above])
+    assert status(other[0] / "home/app")[:3] == ("0o40755", 0, 0)
+    assert status(other[0] / "home")[0] == "0o40711"
+
+
+def test_what_was_deleted_below_does_not_count(store: Store, tmp_path: Path) -> None:
+    lowest = tar(folder("a", mode=0o700), folder("b", mode=0o700), folder("b/c", mode=0o700))
+    middle = tar(member(".wh.a"), folder("b", mode=0o701), member("b/.wh..wh..opq"))
+    lowers = load_layers(store, tmp_path / "x.tar", [lowest, middle, tar(member("a/x"), member("b/c/x"))])
+    modes = [status(lowers[0] / name)[0] for name in ("a", "b", "b/c")]
+    assert modes == ["0o40755", "0o40701", "0o40755"]
+
+
+def test_a_link_below_is_followed(store: Store, tmp_path: Path) -> None:
+    below = tar(
+        folder("usr"),
+        folder("usr/lib", mode=0o751),
+        member("lib", type=tarfile.SYMTYPE, linkname="usr/lib"),
+        member("lib2", type=tarfile.SYMTYPE, linkname="/lib"),
+        member("out", type=tarfile.SYMTYPE, linkname="../../../usr"),
+    )
+    above = tar(member("lib/one", b"1"), member("lib2/two/x", b"2"), member("out/three", b"3"), member("usr/lib/four"))
+    top = load_layers(store, tmp_path / "x.tar", [below, above])[0]
+    assert sorted(describe(top, root_too=False)) == [
+        *("usr", "usr/lib", "usr/lib/four", "usr/lib/one", "usr/lib/two", "usr/lib/two/x", "usr/three"),
+    ]
+    assert status(top / "usr/lib")[0] == "0o40751"
+
+
+def test_a_layer_that_hides_all(store: Store, tmp_path: Path) -> None:
+    lowers = load_layers(store, tmp_path / "x.tar", [LAYER, tar(member(".wh..wh..opq"), member("new", b"x"))])
+    assert len(lowers) == 1
+    assert list(describe(lowers[0], root_too=False)) == ["new"]
+
+
+def test_a_layer_that_comes_twice_is_given_once(store: Store, tmp_path: Path) -> None:
+    other = tar(member("other", b"x"))
+    lowers = load_layers(store, tmp_path / "x.tar", [LAYER, other, LAYER])
+    assert [lower.name for lower in lowers] == [sha(LAYER)[7:], sha(other)[7:]]
+
+
+def tree_of(files: Mapping[str, bytes], base: Path) -> Path:
+    for name, data in files.items():
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_bytes(data)
+    return base
+
+
+def test_names_that_layers_reserve_cannot_be_imported(store: Store, tmp_path: Path) -> None:
+    tree = tree_of({"a/.wh.b": b""}, tmp_path / "tree")
+    with pytest.raises(ImageError, match=r"a/\.wh\.b.*mean deletions"):
+        Images(store).import_rootfs(tree)

@@ -18,11 +18,23 @@ from benchmarks.stage import Stage, write_bundle
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["PEERS", "Missing", "environment", "floor", "ours", "peer", "python_starts", "throughput", "versions"]
+__all__ = [
+    "CLI_IMPORTS",
+    "PEERS",
+    "Missing",
+    "environment",
+    "floor",
+    "ours",
+    "peer",
+    "python_starts",
+    "throughput",
+    "versions",
+]
 
 PEERS = ("bwrap", "crun", "runc", "podman", "docker")
 RESIDENT = 2 << 30
 OTHER_MOUNTS = 500
+CLI_IMPORTS = "import pycontainer.cli.commands, pycontainer.cli.run"
 _HERE = Path(__file__).parent
 _SOURCE = _HERE.parent / "src"
 
@@ -142,7 +154,7 @@ def python_starts(stage: Stage) -> list[Contender]:
         "python_pass": ("python -c pass", ["-c", "pass"]),
         "python_pass_isolated": ("python -I -S -c pass", ["-I", "-S", "-c", "pass"]),
         "python_import": ("python -c 'import pycontainer'", ["-c", "import pycontainer"]),
-        "python_import_cli": ("python -c 'import pycontainer.cli'", ["-c", "import pycontainer.cli"]),
+        "python_import_cli": ("importing the command line", ["-c", CLI_IMPORTS]),
     }
     commands = {name: (label, [sys.executable, *code]) for name, (label, code) in codes.items()}
     commands["pycontainer_run"] = ("pycontainer run (whole process)", cli(stage))

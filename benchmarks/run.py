@@ -136,7 +136,7 @@ def _breakdown(samples: Samples) -> list[str]:
     for name, text in steps:
         lines.append(f"{found[name].median - before:.1f} ms: {text}")
         before = found[name].median
-    for code in ("import pycontainer", "import pycontainer.cli"):
+    for code in ("import pycontainer", contenders.CLI_IMPORTS):
         dear = ", ".join(f"{package} {ms:.1f}" for package, ms in _import_times(code)[:10])
         lines.append(f"`{code}` under -X importtime, ms by package: {dear}")
     return lines

@@ -1,7 +1,7 @@
 """Show the main job: a command of a real image, in a fully isolated container, from Python, in milliseconds.
 
-``make demo`` runs this. It makes a small Debian with mmdebstrap (once) and imports it into the default store; where
-that cannot be had it uses a read-only view of this host's own programs.
+``make demo`` runs this. It makes a small Debian with mmdebstrap (once) and imports it into the store
+that is its argument, or the default one; where it cannot be had it uses a read-only view of this host's own programs.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def main() -> None:
     """Run the main job and print what happened."""
     console = Console(width=80, highlight=False)
     clock = Clock()
-    with Engine() as engine:
+    with Engine(sys.argv[1] if len(sys.argv) > 1 else None) as engine:
         clock.step("open the engine")
         image, name = real_image(engine, clock, console)
         result = engine.run(image, ["python3", "-c", PROBE], network="none", limits=LIMITS, timeout=30, check=True)

@@ -142,9 +142,16 @@ def _mounts(base: str) -> frozenset[str]:
 
 def _descriptors() -> frozenset[str]:
     found = set()
+    sealed_copies = 0
     for path in Path("/proc/self/fd").iterdir():
         try:
-            found.add(f"{path.name} -> {path.readlink()}")
+            target = str(path.readlink())
         except OSError:
             continue  # the descriptor of this very listing
+        # The sealed copy of the static helper is made at the first run and kept for all engines: one is no leak.
+        if target.startswith("/memfd:pycontainer-monitor"):
+            sealed_copies += 1
+            if sealed_copies == 1:
+                continue
+        found.add(f"{path.name} -> {target}")
     return frozenset(found)

@@ -30,13 +30,18 @@ def test_untrusted_code_gets_nowhere(stocked: Engine) -> None:
             run_untrusted(stocked, "debian:test", code, timeout=1)
 
 
-def test_the_demo_shows_the_isolation() -> None:
+def test_the_demo_shows_the_isolation(tmp_path: Path) -> None:
     try:
         rootfs.debian_tar()
     except rootfs.CannotBuild as reason:
         pytest.skip(str(reason))
     done = subprocess.run(
-        [sys.executable, "-m", "examples.demo"], cwd=PROJECT, capture_output=True, text=True, check=False, timeout=100
+        [sys.executable, "-m", "examples.demo", tmp_path / "store"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     assert "Namespaces of its own: mnt pid net ipc uts cgroup" in done.stdout

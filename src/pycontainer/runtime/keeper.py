@@ -108,6 +108,7 @@ class Keeper:
                 self._stack.callback(self._remove_instance)
                 lock = self._own(os.open(self.instance / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            self._lock_fd = lock
             self.instance_fd = self._own(os.open(self.instance, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             self.own_pidns_fd = self._own(os.open("/proc/self/ns/pid_for_children", os.O_RDONLY | os.O_CLOEXEC))
             runs_fd = os.open(runs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -164,13 +165,17 @@ class Keeper:
         self._process.wait()
         self._process.close()
         self.pidfd = -1
-        for fd in (self.instance_fd, self.own_pidns_fd):
-            os.close(fd)
+        self._close_descriptors()
 
     def drop(self) -> None:
         """After a fork, in the child: let go of the parent's keeper without ending it."""
         self._socket.close()
         self.pidfd = -1
+        self._close_descriptors()  # the lock above all: held here, it would outlive its owner
+
+    def _close_descriptors(self) -> None:
+        for fd in (self._lock_fd, self.instance_fd, self.own_pidns_fd):
+            os.close(fd)
 
 
 _open_keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()

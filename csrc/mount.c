@@ -30,13 +30,8 @@ static long open_in_root(int root, const char *path, uint64_t flags, uint64_t re
     return rc;
 }
 
-/* Open a target below root as O_PATH, making what is missing: every step of the walk is confined by the kernel. */
-static long open_target(int root, const char *path, unsigned flags) {
-    uint64_t nofollow = flags & PYC_NOFOLLOW ? O_NOFOLLOW : 0;
-    long fd = open_in_root(root, path, O_PATH | nofollow, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
-    if (fd != -ENOENT || !(flags & (PYC_MAKE_DIR | PYC_MAKE_FILE)))
-        return fd;
-
+/* Make a missing target and all that is missing above it: every step of the walk is confined by the kernel. */
+static long make_target(int root, const char *path, unsigned flags) {
     char part[NAME_SIZE];
     size_t n = text_length(path);
     if (n >= sizeof part)
@@ -68,6 +63,15 @@ static long open_target(int root, const char *path, unsigned flags) {
         dir = next;
     }
     return dir;
+}
+
+/* Open a target below root, the current directory by default, as O_PATH; make what is missing if asked to. */
+static long open_target(int root, const char *path, unsigned flags) {
+    uint64_t nofollow = flags & PYC_NOFOLLOW ? O_NOFOLLOW : 0;
+    long fd = open_in_root(root, path, O_PATH | nofollow, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    if (fd != -ENOENT || !(flags & (PYC_MAKE_DIR | PYC_MAKE_FILE)))
+        return fd;
+    return make_target(root, path, flags);
 }
 
 static long configure(int fs, const char *options, uint32_t len) {
@@ -116,10 +120,6 @@ static long set_attributes(const Machine *m, const PycStep *s) {
 
 static long attach(const Machine *m, const PycStep *s) {
     int mount = machine_fd(m, s->fd);
-    int given = machine_fd(m, s->fd2);
-    long root = given >= 0 ? given : sys(SYS_openat, AT_FDCWD, "/", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
-    if (root < 0)
-        return root;
     unsigned flags = s->flags;
     long rc = 0;
     if (flags & PYC_MAKE_LIKE) {
@@ -127,9 +127,7 @@ static long attach(const Machine *m, const PycStep *s) {
         rc = sys(SYS_newfstatat, mount, "", &st, AT_EMPTY_PATH);
         flags |= S_ISDIR(st.st_mode) ? PYC_MAKE_DIR : PYC_MAKE_FILE;
     }
-    long target = rc < 0 ? rc : open_target((int)root, machine_text(m, s->s1), flags);
-    if (given < 0)
-        sys_close(root);
+    long target = rc < 0 ? rc : open_target(machine_fd(m, s->fd2), machine_text(m, s->s1), flags);
     if (target < 0)
         return target;
     rc = sys(SYS_move_mount, mount, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);

@@ -28,7 +28,7 @@ enum PycOp {
     PYC_OP_FSMOUNT = 20, /* s1 type | s2 options "key=value\0key\0", len | a mount attributes -> ret */
     PYC_OP_OPEN_TREE,    /* fd s1 | a flags -> ret */
     PYC_OP_SETATTR,      /* fd s1 | a set, b clear, c propagation, fd2 user namespace; flag RECURSIVE */
-    PYC_OP_ATTACH,       /* fd mount, s1 target below fd2 (-1: /); flags MAKE_DIR, MAKE_FILE, NOFOLLOW */
+    PYC_OP_ATTACH,       /* fd mount, s1 target below fd2 (CWD once it is the root); flags MAKE_*, NOFOLLOW */
     PYC_OP_MASK,         /* s1 | fd /dev/null, fd2 empty read-only tmpfs */
     PYC_OP_READONLY,     /* s1 */
     PYC_OP_PIVOT,        /* fd root mount | s1 where to attach it first */

@@ -18,7 +18,7 @@ from pycontainer.image import Image, Images
 from pycontainer.launch import Namespace, Options, document, etc_files
 from pycontainer.model import Device, IdMap, Limits, Mount, Result, Rlimit, Size, parse_size
 from pycontainer.oci import runtime as oci
-from pycontainer.runtime import capabilities, plan, seccomp_profile
+from pycontainer.runtime import capabilities, plan, seccomp_profile, skeleton
 from pycontainer.runtime.cgroups import Cgroups
 from pycontainer.runtime.idmaps import UserNamespaces, map_text, outside_id
 from pycontainer.runtime.keeper import Keeper, recover
@@ -66,19 +66,21 @@ class Engine:
             raise Unsupported(msg)
         self.root = Path(root) if root is not None else default_root()
         self.root = self.root.absolute()
-        self._store = Store.open(self.root)
         self._lock = threading.Lock()
         self._keeper: Keeper | None = None
         self._accounts: dict[str, Accounts] = {}
-        self._user_namespaces = UserNamespaces()
         self._filters = FilterCache(self.root / "cache" / "seccomp")
-        try:
+        with contextlib.ExitStack() as opened:
+            self._store = Store.open(self.root)
+            opened.callback(self._store.close)
+            self._skeleton = skeleton.prepare(self.root / "cache")
+            self._user_namespaces = UserNamespaces()
+            opened.callback(self._user_namespaces.close)
             self._cgroups = Cgroups()
-            self._closed = False
+            opened.callback(self._cgroups.close)
             recover(self._runs, self._cgroups)
-        except BaseException:
-            self.close()
-            raise
+            self._opened = opened.pop_all()
+        self._closed = False
         self.images = Images(self._store)
 
     @property
@@ -94,9 +96,7 @@ class Engine:
             keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.close()
-        self._cgroups.close()
-        self._user_namespaces.close()
-        self._store.close()
+        self._opened.close()
 
     def __enter__(self) -> Self:
         return self
@@ -288,7 +288,7 @@ class Engine:
         container_id = secrets.token_hex(32)
         keeper = self._running_keeper()
         with contextlib.ExitStack() as stack:
-            lowers = self._store.acquire(found.id)
+            lowers = (*self._store.acquire(found.id), self._skeleton)
             stack.callback(self._store.release, found.id)
             identity = self._identify(found, lowers, options)
             spec = document(container_id, found.config, options, identity)
@@ -325,10 +325,7 @@ class Engine:
         accounts = self._accounts.get(image.id)
         if accounts is None:
             program = Program()
-            if len(lowers) == 1:
-                program.step(plan.OPEN, "open the image", lowers[0], fd=-100, a=plan.O_PATH, host=True, result=True)
-            else:
-                plan.add_overlay(program, lowers)
+            plan.add_overlay(program, lowers)
             (fd,) = program.prepare()
             try:
                 accounts = read_accounts(fd)

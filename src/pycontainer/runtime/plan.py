@@ -35,7 +35,6 @@ CLONE = {
     "time": 0x00000080,
 }
 SYNC_CREATE_RUNTIME = 1
-OPEN = int(lib.PYC_OP_OPEN)
 O_PATH = 0o10000000
 
 _O_CREAT = os.O_CREAT
@@ -238,6 +237,7 @@ class _Builder:
         if "cgroup" in self.new:
             program.step(lib.PYC_OP_UNSHARE, "make the cgroup namespace", a=CLONE["cgroup"])
         self.attach_point = "/proc"  # of the host's mounts, a directory that any user may enter
+        program.step(lib.PYC_OP_CHDIR, "leave the caller's directory", "/")
         program.step(lib.PYC_OP_SETATTR, "make the mounts private", "/", fd=CWD, c=1 << 18, flags=lib.PYC_RECURSIVE)
 
     def _time_namespace(self) -> None:
@@ -379,12 +379,13 @@ class _Builder:
         program.attach(label, top, target, flags=lib.PYC_MAKE_DIR)
         for hierarchy, parent in cgroups.used(self.linux.resources or oci.Resources()):
             fd = self._cgroup_tree(hierarchy.name, options.attributes, parent)
-            program.attach(label, fd, f"{target}/{hierarchy.name}", flags=lib.PYC_MAKE_DIR)
+            program.mkdir(label, hierarchy.name, fd=top)
+            program.attach(label, fd, hierarchy.name, below=top)
             for name in hierarchy.name.split(","):
                 if name != hierarchy.name:
-                    program.step(lib.PYC_OP_SYMLINK, label, f"{target}/{name}", fd=CWD, text=hierarchy.name)
+                    program.step(lib.PYC_OP_SYMLINK, label, name, fd=top, text=hierarchy.name)
         if options.attributes & mounts.RDONLY:
-            program.step(lib.PYC_OP_SETATTR, label, target, fd=CWD, a=mounts.RDONLY)
+            program.step(lib.PYC_OP_SETATTR, label, fd=top, a=mounts.RDONLY)
 
     def _cgroup_tree(self, name: str, attributes: int, parent: int) -> int:
         label = f"open the control group {name}".rstrip()

@@ -228,9 +228,9 @@ class Program:
         data = b"".join(option.encode(errors="surrogateescape") + b"\0" for option in options)
         return self.step(lib.PYC_OP_FSMOUNT, label, kind, data=data, a=attributes, host=host, result=True)
 
-    def attach(self, label: str, mount: int, target: Text, *, flags: int = 0) -> None:
-        """Attach a mount at a path of the container; consumes the operand."""
-        self.step(lib.PYC_OP_ATTACH, label, target, fd=mount, flags=flags)
+    def attach(self, label: str, mount: int, target: Text, *, below: int = CWD, flags: int = 0) -> None:
+        """Attach a mount at a path below a directory; the current one is the root, of the namespace or the container."""
+        self.step(lib.PYC_OP_ATTACH, label, target, fd=mount, fd2=below, flags=flags)
 
     def execute(
         self,

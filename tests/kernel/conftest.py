@@ -1,0 +1,33 @@
+"""What the tests of isolation share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kernel.attacks import jail as jails
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.kernel.attacks.jail import Jail
+
+
+@pytest.fixture(scope="session")
+def attack_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the attack program, compiled."""
+    return jails.compile_attacks(tmp_path_factory.mktemp("attacks"))
+
+
+@pytest.fixture(scope="module")
+def jail(tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path, attack_program: Path) -> Iterator[Jail]:
+    """Give a container under attack, on an engine that has started its keeper."""
+    from pycontainer import Engine
+
+    scratch = tmp_path_factory.mktemp("jail")
+    with Engine(scratch / "engine") as engine:
+        made = jails.build(engine, busybox_rootfs, attack_program, scratch)
+        made.run("/bin/true")
+        yield made

@@ -258,7 +258,8 @@ int pyc_inside_remember_time(PycInside *in, const char *path, uint64_t inode, st
         .shared = (uint16_t)shared,
         .rest = (uint16_t)rest,
     };
-    memcpy(in->names + in->names_size, path + shared, rest);
+    if (rest)
+        memcpy(in->names + in->names_size, path + shared, rest);
     in->names_size += rest;
     memcpy(in->last, path, size);
     in->last_size = size;
@@ -270,10 +271,11 @@ int pyc_inside_set_times(PycInside *in, PycError *err) {
     const char *rest = in->names;
     for (size_t i = 0; i < in->n_times; i++) {
         const PycInsideTime *t = &in->times[i];
-        if (t->rest)
+        if (t->rest) { /* the root alone has no name, and then there may be none at all */
             memcpy(path + t->shared, rest, t->rest);
+            rest += t->rest;
+        }
         path[t->shared + t->rest] = 0;
-        rest += t->rest;
         struct stat st;
         PYC_AUTO_FD fd = open_inside(in, path, O_RDONLY | O_NOFOLLOW);
         if (fd == -ENOENT || fd == -ENOTDIR || fd == -ELOOP)

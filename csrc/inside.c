@@ -218,7 +218,8 @@ static void forget_parents(PycInside *in) {
         in->slots[i].size = SIZE_MAX;
 }
 
-int pyc_inside_remove(PycInside *in, int parent, const char *name, const struct stat *st, const char *path, PycError *err) {
+int pyc_inside_remove(PycInside *in, int parent, const char *name, const struct stat *st, const char *path,
+                      PycError *err) {
     if (S_ISDIR(st->st_mode) || S_ISLNK(st->st_mode))
         forget_parents(in);
     if (S_ISDIR(st->st_mode))

@@ -53,7 +53,8 @@ int pyc_inside_clean(const char *name, char ret_path[PATH_MAX], size_t *ret_size
  * it is good until 15 other parents were asked for. */
 int pyc_inside_parent(PycInside *in, const char *path, size_t size, int make, int *ret_fd, PycError *err);
 /* Make way for something else named `name` in `parent`. */
-int pyc_inside_remove(PycInside *in, int parent, const char *name, const struct stat *st, const char *path, PycError *err);
+int pyc_inside_remove(PycInside *in, int parent, const char *name, const struct stat *st, const char *path,
+                      PycError *err);
 int pyc_inside_mark_opaque(PycInside *in, int parent, const char *name, const char *path, PycError *err);
 
 int pyc_inside_remember_time(PycInside *in, const char *path, uint64_t inode, struct timespec time, PycError *err);

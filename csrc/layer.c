@@ -151,9 +151,9 @@ static int finish_special(PycLayer *layer, int with_time, struct stat *st, PycEr
     if (change.mode && !S_ISLNK(st->st_mode) && fchmodat(layer->parent, layer->base, m->mode, 0) < 0)
         return pyc_fail(err, errno, "set the mode of", layer->path);
     if (m->n_xattrs) {
-        PYC_AUTO_FD dir = S_ISDIR(st->st_mode) ? openat(layer->parent, layer->base,
-                                                        O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
-                                               : -1;
+        PYC_AUTO_FD dir = S_ISDIR(st->st_mode)
+                              ? openat(layer->parent, layer->base, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+                              : -1;
         int r = set_xattrs(layer, dir, err);
         if (r < 0)
             return r;
@@ -206,8 +206,8 @@ static int make_way(PycLayer *layer, int *ret_kept, int *ret_hidden, PycError *e
 
 static int is_same_inode(int parent_a, const char *a, int parent_b, const char *b) {
     struct stat one, two;
-    return fstatat(parent_a, a, &one, AT_SYMLINK_NOFOLLOW) == 0 && fstatat(parent_b, b, &two, AT_SYMLINK_NOFOLLOW) == 0 &&
-           one.st_dev == two.st_dev && one.st_ino == two.st_ino;
+    return fstatat(parent_a, a, &one, AT_SYMLINK_NOFOLLOW) == 0 &&
+           fstatat(parent_b, b, &two, AT_SYMLINK_NOFOLLOW) == 0 && one.st_dev == two.st_dev && one.st_ino == two.st_ino;
 }
 
 static int make_hardlink(PycLayer *layer, PycError *err) {
@@ -263,9 +263,12 @@ static int make_once(PycLayer *layer) {
 }
 
 static const char *const make_steps[] = {
-    [PYC_TAR_FILE] = "create the file",        [PYC_TAR_HARDLINK] = "make the hard link",
-    [PYC_TAR_SYMLINK] = "make the symlink",    [PYC_TAR_CHAR] = "make the device node",
-    [PYC_TAR_BLOCKDEV] = "make the device node", [PYC_TAR_DIRECTORY] = "make the directory",
+    [PYC_TAR_FILE] = "create the file",
+    [PYC_TAR_HARDLINK] = "make the hard link",
+    [PYC_TAR_SYMLINK] = "make the symlink",
+    [PYC_TAR_CHAR] = "make the device node",
+    [PYC_TAR_BLOCKDEV] = "make the device node",
+    [PYC_TAR_DIRECTORY] = "make the directory",
     [PYC_TAR_FIFO] = "make the fifo",
 };
 
@@ -374,7 +377,8 @@ static int on_member(void *self, const PycTarMember *m, PycError *err) {
         return apply_root(layer, err);
     char *slash = memrchr(layer->path, '/', size);
     layer->base = slash ? slash + 1 : layer->path;
-    r = pyc_inside_parent(&layer->inside, layer->path, slash ? (size_t)(slash - layer->path) : 0, 1, &layer->parent, err);
+    r = pyc_inside_parent(&layer->inside, layer->path, slash ? (size_t)(slash - layer->path) : 0, 1, &layer->parent,
+                          err);
     if (r < 0)
         return r;
     if (overlay && strcmp(layer->base, opaque_name) == 0)

@@ -7,11 +7,11 @@
 #include "pyc.h"
 
 enum {
-    PYC_LAYER_PLAIN = 1,       /* an ordinary tree: whiteout names mean nothing */
-    PYC_LAYER_USERXATTR = 2,   /* user.overlay.* instead of trusted.overlay.*, for overlays mounted with userxattr */
-    PYC_LAYER_NO_DEVICES = 4,  /* refuse device nodes */
-    PYC_LAYER_NO_OWNERS = 8,   /* leave everything to the caller's ids */
-    PYC_LAYER_BARE_END = 16,   /* accept an archive without its end marker: a digest vouches that it is complete */
+    PYC_LAYER_PLAIN = 1,      /* an ordinary tree: whiteout names mean nothing */
+    PYC_LAYER_USERXATTR = 2,  /* user.overlay.* instead of trusted.overlay.*, for overlays mounted with userxattr */
+    PYC_LAYER_NO_DEVICES = 4, /* refuse device nodes */
+    PYC_LAYER_NO_OWNERS = 8,  /* leave everything to the caller's ids */
+    PYC_LAYER_BARE_END = 16,  /* accept an archive without its end marker: a digest vouches that it is complete */
 };
 
 typedef struct PycLayerOptions {

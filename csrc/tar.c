@@ -29,7 +29,7 @@ struct PycTar {
     int zero_blocks;
     uint8_t block[PYC_TAR_BLOCK]; /* a block that arrives in pieces */
     size_t have;
-    uint64_t left; /* bytes of payload or padding still to come */
+    uint64_t left;    /* bytes of payload or padding still to come */
     PycTarText *meta; /* where the payload goes */
     PycTarText pax, name, link;
     PycTarExtra extra;
@@ -189,9 +189,7 @@ static int end_meta(PycTar *tar, PycError *err) {
     return 0;
 }
 
-static int is_zero(const uint8_t *block) {
-    return block[0] == 0 && memcmp(block, block + 1, PYC_TAR_BLOCK - 1) == 0;
-}
+static int is_zero(const uint8_t *block) { return block[0] == 0 && memcmp(block, block + 1, PYC_TAR_BLOCK - 1) == 0; }
 
 static int read_header(PycTar *tar, const uint8_t *block, PycError *err) {
     if (is_zero(block)) {
@@ -321,7 +319,8 @@ int pyc_tar_finish(PycTar *tar, int bare_end, PycError *err) {
         return 0;
     int in_member = tar->state != AT_HEADER || tar->have || tar->pax.size || tar->name.size || tar->link.size;
     if (in_member)
-        return pyc_fail(err, EBADMSG, "read on: the archive is cut short", tar->state == IN_CONTENT ? tar->member.path : NULL);
+        return pyc_fail(err, EBADMSG, "read on: the archive is cut short",
+                        tar->state == IN_CONTENT ? tar->member.path : NULL);
     if (bare_end || tar->zero_blocks)
         return 0;
     return pyc_fail(err, EBADMSG, "find the end marker: the archive is cut short", NULL);

@@ -357,8 +357,8 @@ static int read_record(const char *key, char *value, size_t size, PycTarExtra *x
     if (strncmp(key, xattr, sizeof xattr - 1) == 0)
         return add_xattr(x, key + sizeof xattr - 1, value, size);
     int text = strcmp(key, "path") == 0 || strcmp(key, "linkpath") == 0 || strncmp(key, sparse, sizeof sparse - 1) == 0;
-    int number = strcmp(key, "size") == 0 || strcmp(key, "uid") == 0 || strcmp(key, "gid") == 0 ||
-                 strcmp(key, "mtime") == 0;
+    int number =
+        strcmp(key, "size") == 0 || strcmp(key, "uid") == 0 || strcmp(key, "gid") == 0 || strcmp(key, "mtime") == 0;
     if (!(text || number) || size == 0)
         return 0; /* atime, ctime, user names, comments: not part of a layer */
     if (strlen(value) != size)

@@ -25,9 +25,7 @@ static void die(const char *what) {
     abort();
 }
 
-static void remove_base(void) {
-    (void)pyc_remove_tree(AT_FDCWD, base, NULL);
-}
+static void remove_base(void) { (void)pyc_remove_tree(AT_FDCWD, base, NULL); }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
     (void)argc;
@@ -62,8 +60,7 @@ static void check_outside(void) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size == 0)
         return 0;
-    PycLayerOptions options = {
-        .flags = data[0] & 0x1f, .max_bytes = 1 << 20, .max_entries = 1000, .max_meta = 1 << 16};
+    PycLayerOptions options = {.flags = data[0] & 0x1f, .max_bytes = 1 << 20, .max_entries = 1000, .max_meta = 1 << 16};
     size_t piece = data[0] & 0x80 ? 61 : 4096;
     if (mkdirat(base_fd, "root", 0755) < 0)
         die("make the layer's directory");

@@ -48,7 +48,10 @@ static uint8_t *add(Archive *a, char type, const char *name, const char *link, c
     memcpy(header + 136, "00000000777", 12);
     header[156] = (uint8_t)type;
     memcpy(header + 157, link, strnlen(link, 100));
-    memcpy(header + 257, "ustar\0" "00", 8);
+    memcpy(header + 257,
+           "ustar\0"
+           "00",
+           8);
     seal(header);
     a->size += 512;
     if (size)
@@ -238,8 +241,9 @@ static void sparse_files(void) {
     memcpy(content, map, sizeof map);
     memcpy(content + 512, "abcdefg", 7);
     char pax[512];
-    int n = snprintf(pax, sizeof pax,
-                     "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n24 GNU.sparse.name=hole\n30 GNU.sparse.realsize=200000\n");
+    int n = snprintf(
+        pax, sizeof pax,
+        "22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n24 GNU.sparse.name=hole\n30 GNU.sparse.realsize=200000\n");
     add(&a, 'x', "pax", "", pax, (size_t)n);
     add(&a, '0', "GNUSparseFile.1/hole", "", content, sizeof content);
     CHECK(apply(&a) == 0);

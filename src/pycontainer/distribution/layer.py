@@ -1,6 +1,6 @@
 """Apply an image layer to a directory: one pass over the blob, both digests verified, nothing outside it touched.
 
-The blob is read once. Each piece is hashed, decompressed, hashed again and handed to the tar reader of the C core, which
+The blob is read once. Each piece is hashed, decompressed, hashed again and given to the tar reader of the C core, which
 writes the files straight from it. Hashing, decompressing and writing all release the GIL, so layers applied in several
 threads run in parallel. Memory is bounded by the size of a piece, whatever the archive says.
 

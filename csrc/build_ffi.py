@@ -19,7 +19,8 @@ CFLAGS = [
 ]
 
 ffibuilder = cffi.FFI()
-for cdef in sorted(HERE.glob("*.cdef"), key=lambda path: (path.name != "error.cdef", path.name)):  # error.cdef: the type all use
+# error.cdef first: it declares the type that all others use
+for cdef in sorted(HERE.glob("*.cdef"), key=lambda path: (path.name != "error.cdef", path.name)):
     ffibuilder.cdef(cdef.read_text())
 
 ffibuilder.set_source(

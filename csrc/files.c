@@ -34,7 +34,8 @@ static long check_procfs(int fd) {
 }
 
 static long write_file(const Machine *m, const PycStep *s) {
-    long fd = sys(SYS_openat, machine_fd(m, s->fd), machine_text(m, s->s1), O_WRONLY | O_CLOEXEC | O_NOCTTY | s->a, s->b);
+    long fd =
+        sys(SYS_openat, machine_fd(m, s->fd), machine_text(m, s->s1), O_WRONLY | O_CLOEXEC | O_NOCTTY | s->a, s->b);
     if (fd < 0)
         return fd;
     long rc = s->c ? check_procfs((int)fd) : 0;

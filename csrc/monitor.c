@@ -144,7 +144,8 @@ static int serve(int instance, int cgroups) {
         char buf[CMSG_SPACE(sizeof(int))];
         struct cmsghdr align;
     } control;
-    struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = control.buf, .msg_controllen = sizeof control};
+    struct msghdr header = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.buf, .msg_controllen = sizeof control};
     ssize_t n = recvmsg(ENGINE, &header, MSG_CMSG_CLOEXEC);
     if (n < 0 && errno == EINTR)
         return 1;

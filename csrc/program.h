@@ -35,18 +35,18 @@ enum PycOp {
     PYC_OP_MOUNT,        /* s1 target, s2 data, s3 type | a flags of mount(2): for kernels without lowerdir+ */
     PYC_OP_MKDIR_IN,     /* s1 below the container's root, parents made | a mode, b uid, c gid */
     /* identity.c */
-    PYC_OP_SETNS = 40,  /* fd | a namespace flags */
-    PYC_OP_UNSHARE,     /* a namespace flags */
-    PYC_OP_HOSTNAME,    /* s1 */
-    PYC_OP_DOMAINNAME,  /* s1 */
-    PYC_OP_LOOPBACK,    /* brings lo up */
-    PYC_OP_RLIMIT,      /* a resource, b soft, c hard */
-    PYC_OP_KEYRING,     /* a new, empty session keyring */
-    PYC_OP_GROUPS,      /* s2 u32 array, len bytes */
-    PYC_OP_IDS,         /* a uid, b gid */
-    PYC_OP_BOUNDING,    /* a capabilities to keep, b last capability of this kernel */
-    PYC_OP_CAPS,        /* a effective, b permitted, c inheritable */
-    PYC_OP_AMBIENT,     /* a capabilities */
+    PYC_OP_SETNS = 40, /* fd | a namespace flags */
+    PYC_OP_UNSHARE,    /* a namespace flags */
+    PYC_OP_HOSTNAME,   /* s1 */
+    PYC_OP_DOMAINNAME, /* s1 */
+    PYC_OP_LOOPBACK,   /* brings lo up */
+    PYC_OP_RLIMIT,     /* a resource, b soft, c hard */
+    PYC_OP_KEYRING,    /* a new, empty session keyring */
+    PYC_OP_GROUPS,     /* s2 u32 array, len bytes */
+    PYC_OP_IDS,        /* a uid, b gid */
+    PYC_OP_BOUNDING,   /* a capabilities to keep, b last capability of this kernel */
+    PYC_OP_CAPS,       /* a effective, b permitted, c inheritable */
+    PYC_OP_AMBIENT,    /* a capabilities */
     PYC_OP_NO_NEW_PRIVS,
     PYC_OP_SECCOMP,     /* s2 struct sock_filter array, len bytes | a flags of seccomp(2) */
     PYC_OP_CHDIR,       /* s1 */
@@ -58,13 +58,13 @@ enum PycOp {
     PYC_OP_PRCTL,       /* a option, b, c arguments */
     PYC_OP_SETSID,
     /* tty.c and spawn.c */
-    PYC_OP_STDIO = 70,  /* fd stdin, fd2 stdout, a stderr (fd operand) | b uid, c gid that may reopen them */
-    PYC_OP_TTY,         /* fd devpts mount | a rows << 16 | columns, b uid, s1 console path or "" ; master goes up the socket */
-    PYC_OP_SEAL_FDS,    /* a first: every descriptor from there on closes at execve */
-    PYC_OP_DUP,         /* fd, a target number, kept over execve */
-    PYC_OP_REGISTER,    /* fd keeper's socket, s1 container id: hand it a pidfd of ourselves */
-    PYC_OP_SYNC,        /* a number: park until the parent resumes us */
-    PYC_OP_EXEC,        /* s1 program (or fd when s1 is ""), s2 argv block, s3 envp block | a argc, b envc, c offset of PATH */
+    PYC_OP_STDIO = 70, /* fd stdin, fd2 stdout, a stderr (fd operand) | b uid, c gid that may reopen them */
+    PYC_OP_TTY, /* fd devpts mount | a rows << 16 | columns, b uid, s1 console path or "" ; master goes up the socket */
+    PYC_OP_SEAL_FDS, /* a first: every descriptor from there on closes at execve */
+    PYC_OP_DUP,      /* fd, a target number, kept over execve */
+    PYC_OP_REGISTER, /* fd keeper's socket, s1 container id: hand it a pidfd of ourselves */
+    PYC_OP_SYNC,     /* a number: park until the parent resumes us */
+    PYC_OP_EXEC, /* s1 program (or fd when s1 is ""), s2 argv block, s3 envp block | a argc, b envc, c offset of PATH */
 };
 
 enum PycStepFlags {
@@ -72,8 +72,8 @@ enum PycStepFlags {
     PYC_EXISTS_OK = 2,  /* EEXIST is no failure */
     PYC_DENIED_OK = 4,  /* EPERM, EACCES, EROFS are no failure */
     PYC_RECURSIVE = 8,
-    PYC_NOFOLLOW = 16,  /* the target's last component must not be a symlink */
-    PYC_MAKE_DIR = 32,  /* make a missing target */
+    PYC_NOFOLLOW = 16, /* the target's last component must not be a symlink */
+    PYC_MAKE_DIR = 32, /* make a missing target */
     PYC_MAKE_FILE = 64,
     PYC_MAKE_LIKE = 128, /* make a missing target of the mount's own kind */
 };
@@ -96,10 +96,10 @@ typedef struct PycHeader {
     uint32_t size; /* of the whole program */
     uint32_t host_steps;
     uint32_t child_steps;
-    uint32_t pool; /* offset of the pool; its first byte is 0 */
-    int32_t pidns_fd;      /* pid namespace to be born in, or -1 */
-    int32_t own_pidns_fd;  /* the caller's own, to go back */
-    int32_t cgroup_fd;     /* fd operand: cgroup v2 directory to be born in, or -1 */
+    uint32_t pool;        /* offset of the pool; its first byte is 0 */
+    int32_t pidns_fd;     /* pid namespace to be born in, or -1 */
+    int32_t own_pidns_fd; /* the caller's own, to go back */
+    int32_t cgroup_fd;    /* fd operand: cgroup v2 directory to be born in, or -1 */
     uint64_t clone_flags;
     uint32_t uid_map, gid_map; /* pool offsets of texts for /proc/PID/{u,g}id_map, with CLONE_NEWUSER */
     uint32_t status;           /* nonzero: keep a status socket (SYNC, TTY and CLONE_NEWUSER need it) */

@@ -181,7 +181,8 @@ static int receive(PycChild *child, int32_t message[2], PycError *err) {
         char buf[CMSG_SPACE(sizeof(int))];
         struct cmsghdr align;
     } control;
-    struct msghdr header = {.msg_iov = parts, .msg_iovlen = 2, .msg_control = control.buf, .msg_controllen = sizeof control};
+    struct msghdr header = {
+        .msg_iov = parts, .msg_iovlen = 2, .msg_control = control.buf, .msg_controllen = sizeof control};
     ssize_t n;
     do
         n = recvmsg(child->status_fd, &header, MSG_CMSG_CLOEXEC);

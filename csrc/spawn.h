@@ -23,8 +23,8 @@ typedef struct PycChild {
 } PycChild;
 
 typedef struct PycWait {
-    int32_t code;   /* CLD_EXITED, CLD_KILLED, CLD_DUMPED (see waitid(2)); 0: still running */
-    int32_t status; /* exit status or signal */
+    int32_t code;               /* CLD_EXITED, CLD_KILLED, CLD_DUMPED (see waitid(2)); 0: still running */
+    int32_t status;             /* exit status or signal */
     int64_t user_us, system_us; /* of the process and the children it waited for */
     int64_t max_rss;            /* bytes */
 } PycWait;

@@ -112,8 +112,7 @@ static long open_terminal(const Machine *m, const PycStep *s) {
     const char *console = machine_text(m, s->s1);
     if (rc == 0 && console[0]) {
         long tree = sys(SYS_open_tree, slave, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
-        rc = tree < 0 ? tree
-                      : sys(SYS_move_mount, tree, "", AT_FDCWD, console, MOVE_MOUNT_F_EMPTY_PATH);
+        rc = tree < 0 ? tree : sys(SYS_move_mount, tree, "", AT_FDCWD, console, MOVE_MOUNT_F_EMPTY_PATH);
         sys_close(tree);
     }
     if (rc == 0) {

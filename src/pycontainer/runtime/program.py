@@ -229,7 +229,7 @@ class Program:
         return self.step(lib.PYC_OP_FSMOUNT, label, kind, data=data, a=attributes, host=host, result=True)
 
     def attach(self, label: str, mount: int, target: Text, *, below: int = CWD, flags: int = 0) -> None:
-        """Attach a mount at a path below a directory; the current one is the root, of the namespace or the container."""
+        """Attach a mount below a directory; the current one is the root, of the namespace or the container."""
         self.step(lib.PYC_OP_ATTACH, label, target, fd=mount, fd2=below, flags=flags)
 
     def execute(

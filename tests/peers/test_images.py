@@ -399,3 +399,28 @@ def test_the_layer_of_a_directory_is_what_tar_makes_of_it(store: Store, tmp_path
     run("cp", "-a", tree, again)
     assert images.import_rootfs(again).id == image.id
     assert images.import_rootfs(tmp_path / "layer.tar").layers == image.layers
+
+
+@pytest.mark.parametrize("compression", ["", "gzip", "zstd", "xz", "bzip2"])
+def test_a_root_file_system_in_a_tar(store: Store, tmp_path: Path, compression: str) -> None:
+    need("busybox", "tar", *([compression] if compression else []))
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    write_sample(tree, Path(shutil.which("busybox") or ""))
+    path = tmp_path / "root.tar"
+    options = ("-I", compression) if compression else ()
+    run("tar", "-C", tree, "--xattrs", "--sparse", "--format=pax", *options, "-cf", path, ".")
+    images = Images(store)
+    image = images.import_rootfs(path, reference="rootfs")
+    (lower,) = store.acquire(image.id)
+    store.release(image.id)
+    assert describe(Path(lower)) == describe(tree)
+    assert images.import_rootfs(path, reference="rootfs") == image
+    layer = json.loads(store.blobs.read(image.digest, limit=1 << 20))["layers"][0]
+    assert layer["mediaType"].endswith("+zstd" if compression == "zstd" else "+gzip")
+    images.remove("rootfs")
+    (tmp_path / "bad.tar").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError):
+        images.import_rootfs(tmp_path / "bad.tar")
+    assert store.blobs.list() == {}
+    assert store.snapshots.list() == set()

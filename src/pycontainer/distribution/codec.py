@@ -1,4 +1,4 @@
-"""Compressed streams: what a file is compressed with, reading it plain, and writing a gzip blob with both digests."""
+"""Compressed streams: what a file is compressed with, reading it plain, and writing a gzip blob."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ _MAX_WINDOW = 1 << 27  # zstd: 128 MiB, what `zstd -d` takes without --memory
 
 def detect(fd: int, offset: int = 0) -> str:
     """Return what a file is compressed with, by its first bytes: ``gzip``, ``zstd``, ``bzip2``, ``xz`` or ``""``."""
-    head = os.pread(fd, 8, offset)
+    head = os.pread(fd, 512, offset)
+    if head[257:262] == b"ustar":
+        return ""  # a tar whose first name looks like something else
     if head[1:4] == b"\x2a\x4d\x18" and head[:1] in _SKIPPABLE:
         return "zstd"
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
@@ -92,9 +94,9 @@ def _reader(file: IO[bytes], kind: str) -> IO[bytes]:
 
 
 class GzipBlob:
-    """A gzip file being written, with the digests of what goes in and what comes out.
+    """A gzip file being written, and its digest.
 
-    The same input gives the same file: the header has no name and no time.
+    The same input in the same pieces gives the same file: the header has no name and no time.
 
     Args:
         path: the file to make.
@@ -103,25 +105,10 @@ class GzipBlob:
     def __init__(self, path: Path) -> None:
         self._file = path.open("xb", buffering=0)
         self._deflate = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW)
-        self._plain = hashlib.sha256()
         self._packed = hashlib.sha256()
-        self._pieces: list[bytes] = []
-        self._pending = 0
-        self.size = 0
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes; small ones are gathered."""
-        self._pieces.append(data)
-        self._pending += len(data)
-        if self._pending >= _CHUNK:
-            self._flush()
-
-    def _flush(self) -> None:
-        data = b"".join(self._pieces)
-        self._pieces.clear()
-        self._pending = 0
-        self._plain.update(data)
-        self.size += len(data)
+        """Take the next bytes."""
         self._put(self._deflate.compress(data))
 
     def _put(self, data: bytes) -> None:
@@ -130,16 +117,11 @@ class GzipBlob:
         while view:
             view = view[self._file.write(view) :]
 
-    def finish(self) -> tuple[str, str]:
-        """End the file.
-
-        Returns:
-            The diff ID (digest of the input) and the digest of the file.
-        """
-        self._flush()
+    def finish(self) -> str:
+        """End the file and return its digest."""
         self._put(self._deflate.flush())
         self.close()
-        return "sha256:" + self._plain.hexdigest(), "sha256:" + self._packed.hexdigest()
+        return "sha256:" + self._packed.hexdigest()
 
     def close(self) -> None:
         """Close the file, complete or not."""

@@ -6,19 +6,21 @@ one pass, and both are published; then the config, the manifest, and at last the
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import attrs
 
 from pycontainer.distribution import parents
 from pycontainer.distribution.archive import Archive, copy_range
 from pycontainer.distribution.codec import GzipBlob, detect, plain_chunks
+from pycontainer.distribution.lanes import Lane, feed
 from pycontainer.distribution.layer import AppliedLayer, apply
 from pycontainer.distribution.pack import pack
 from pycontainer.errors import DigestMismatch, ImageError
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LayerSource", "Progress", "Source", "add_image", "add_rootfs", "host_platform"]
 
+_CHUNK = 1 << 20
 _PARALLEL = 2  # layers at a time: unpacking is bound by the file system, not by processors
 _MEDIA_TYPES = {"": LAYER, "gzip": LAYER_GZIP, "zstd": LAYER_ZSTD}
 
@@ -106,6 +109,8 @@ class Source:
 
 
 Report = Callable[[Progress], object]
+Write = Callable[[bytes], object]
+Produce = Callable[[Write], object]
 
 
 def host_platform() -> Platform:
@@ -192,17 +197,7 @@ def add_rootfs(
     """
     with store.adding() as workspace:
         adder = _Adder(store, workspace, progress)
-        blob = workspace / "rootfs"
-        if path.is_dir():
-            info = store.root.stat()
-            with GzipBlob(blob) as file:
-                pack(path, file.write, skip=(info.st_dev, info.st_ino))
-                diff_id, digest = file.finish()
-            layer = adder.add_blob(blob, diff_id, digest)
-        else:
-            with path.open("rb") as opened:
-                adder.copy(opened.fileno(), 0, os.fstat(opened.fileno()).st_size, blob)
-            layer = adder.add_unknown(blob, str(path))
+        layer = adder.add_directory(path) if path.is_dir() else adder.add_file(path)
         document = ImageDocument(
             platform=host_platform(),
             diff_ids=(layer.row.diff_id,),
@@ -249,66 +244,66 @@ class _Adder:
                 msg = f"the layer {layer.name} should have {layer.size} bytes, the archive has {size}"
                 raise ImageError(msg)
             self._report(Progress("start", layer.diff_id, size))
-            digest = layer.digest
-            if digest is None and detect(fd, offset) == "":
-                digest = self._compress(fd, offset, size, blob, layer.diff_id)
+            if layer.digest is None and detect(fd, offset) == "":
+                added = self._add_plain(functools.partial(_read_range, fd, offset, size), layer.diff_id)
             else:
-                self.copy(fd, offset, size, blob)
-            added = self._unpack(blob, layer.diff_id, digest)
+                self._copy(fd, offset, size, blob)
+                added = self._unpack(blob, layer.diff_id, layer.digest)
         self._report(Progress("done", layer.diff_id, added.descriptor.size))
         return added if layer.media_type is None else _retyped(added, layer.media_type)
 
-    def add_blob(self, blob: Path, diff_id: str, digest: str) -> _Added:
-        """Bring in a layer whose blob is in the workspace."""
-        with self._store.snapshots.lock(diff_id):
-            known = self._known(LayerSource(name="", diff_id=diff_id, digest=digest))
-            return known or self._unpack(blob, diff_id, digest)
+    def add_directory(self, path: Path) -> _Added:
+        """Bring in a directory as a layer, without the store's own when that is in it."""
+        info = self._store.root.stat()
+        return self._add_plain(functools.partial(_pack, path, (info.st_dev, info.st_ino)), None)
 
-    def add_unknown(self, blob: Path, name: str) -> _Added:
-        """Bring in a layer, blob in the workspace, of which nothing is known yet."""
-        fd = os.open(blob, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if detect(fd) not in _MEDIA_TYPES:
-                plain = self._workspace / "plain"
-                with GzipBlob(plain) as file:
-                    for chunk in plain_chunks(blob, name):
-                        file.write(chunk)
-                    file.finish()
-                plain.rename(blob)
-            elif detect(fd) == "":
-                packed = self._workspace / "packed"
-                self._compress(fd, 0, os.fstat(fd).st_size, packed, None)
-                packed.rename(blob)
-        finally:
-            os.close(fd)
+    def add_file(self, path: Path) -> _Added:
+        """Bring in a tar file, of which nothing is known yet, as a layer."""
+        with path.open("rb") as opened:
+            fd = opened.fileno()
+            if detect(fd) not in ("gzip", "zstd"):
+                return self._add_plain(functools.partial(_write_plain, path), None)
+            blob = self._workspace / "blob"
+            self._copy(fd, 0, os.fstat(fd).st_size, blob)
         staged, applied = self._apply(blob, "unknown", None, None)
         self._store.snapshots.publish(staged, applied.diff_id)
         return self._publish(blob, applied.diff_id, applied.digest, applied.bytes)
 
-    def copy(self, fd: int, offset: int, size: int, blob: Path) -> None:
+    def _add_plain(self, produce: Produce, diff_id: str | None) -> _Added:
+        """Compress and unpack a plain tar stream at the same time.
+
+        Args:
+            produce: writes the stream.
+            diff_id: what it should be, its lock held; ``None`` when nobody knows.
+        """
+        name = (diff_id or "unknown").replace(":", "-")
+        blob = self._workspace / ("blob-" + name)
+        packing = Lane(functools.partial(_compress, blob))
+        if diff_id is not None and diff_id in self._store.snapshots:
+            hashing = Lane(_hash)
+            feed(produce, packing, hashing)
+            actual, size = hashing.result()
+            if actual != diff_id:
+                what = "the layer"
+                raise DigestMismatch(what, diff_id, actual)
+        else:
+            staged = self._store.snapshots.stage(self._workspace, name)
+            since = staged.stat().st_mtime_ns
+            unpacking = Lane(functools.partial(_apply_plain, staged, diff_id))
+            feed(produce, packing, unpacking)
+            applied = unpacking.result()
+            actual, size = applied.diff_id, applied.bytes
+            self._finish_tree(staged, applied, since)
+            self._store.snapshots.publish(staged, actual)
+        return self._publish(blob, actual, packing.result(), size)
+
+    def _copy(self, fd: int, offset: int, size: int, blob: Path) -> None:
         """Copy a part of a file into the workspace."""
         target = os.open(blob, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             copy_range(fd, offset, size, target)
         finally:
             os.close(target)
-
-    def _compress(self, fd: int, offset: int, size: int, blob: Path, expected: str | None) -> str:
-        """Copy a part of a file, compressing it; return the digest of the blob."""
-        end = offset + size
-        with GzipBlob(blob) as file:
-            while offset < end:
-                chunk = os.pread(fd, min(1 << 20, end - offset), offset)
-                if not chunk:
-                    msg = f"the archive became shorter while it was read, {end - offset} bytes are missing"
-                    raise ImageError(msg)
-                file.write(chunk)
-                offset += len(chunk)
-            diff_id, digest = file.finish()
-        if expected is not None and expected != diff_id:
-            what = "the layer"
-            raise DigestMismatch(what, expected, diff_id)
-        return digest
 
     def _known(self, layer: LayerSource) -> _Added | None:
         """Return a layer that an image of the store has, from the same blob if one is promised."""
@@ -321,7 +316,9 @@ class _Adder:
         with self._store.blobs.open(row.digest) as file:
             kind = detect(file.fileno())
             size = os.fstat(file.fileno()).st_size
-        return _Added(row, Descriptor(media_type=media_type or _MEDIA_TYPES[kind], digest=row.digest, size=size))
+        return _Added(
+            row, Descriptor(media_type=media_type or _MEDIA_TYPES.get(kind, LAYER), digest=row.digest, size=size)
+        )
 
     def _unpack(self, blob: Path, diff_id: str, digest: str | None) -> _Added:
         """Publish a blob and its tree; the lock of the layer is held."""
@@ -363,10 +360,13 @@ class _Adder:
         staged = snapshots.stage(self._workspace, name.replace(":", "-"))
         since = staged.stat().st_mtime_ns
         applied = apply(blob, staged, expected_digest=digest, expected_diff_id=diff_id)
+        self._finish_tree(staged, applied, since)
+        return staged, applied
+
+    def _finish_tree(self, staged: Path, applied: AppliedLayer, since: int) -> None:
         parents.mark(staged, since)
         if applied.hides_all:
-            snapshots.hide_all(staged)
-        return staged, applied
+            self._store.snapshots.hide_all(staged)
 
     def finish(self, source: Source, layers: Sequence[_Added], references: Sequence[str], *, mounts: str) -> str:
         """Write the documents and make the image visible."""
@@ -391,6 +391,48 @@ class _Adder:
         self._store.put_image(row, [layer.row for layer in layers])
         self._report(Progress("image", identity, sum(layer.row.size for layer in layers)))
         return identity
+
+
+def _read_range(fd: int, offset: int, size: int, write: Write) -> None:
+    """Write a part of a file."""
+    end = offset + size
+    while offset < end:
+        chunk = os.pread(fd, min(_CHUNK, end - offset), offset)
+        if not chunk:
+            msg = f"the archive became shorter while it was read, {end - offset} bytes are missing"
+            raise ImageError(msg)
+        write(chunk)
+        offset += len(chunk)
+
+
+def _pack(path: Path, skip: tuple[int, int], write: Write) -> None:
+    pack(path, write, skip=skip)
+
+
+def _write_plain(path: Path, write: Write) -> None:
+    for chunk in plain_chunks(path, str(path)):
+        write(chunk)
+
+
+def _compress(blob: Path, stream: IO[bytes]) -> str:
+    """Write a stream to a gzip blob; return its digest."""
+    with GzipBlob(blob) as file:
+        while chunk := stream.read(_CHUNK):
+            file.write(chunk)
+        return file.finish()
+
+
+def _hash(stream: IO[bytes]) -> tuple[str, int]:
+    plain = hashlib.sha256()
+    size = 0
+    while chunk := stream.read(_CHUNK):
+        plain.update(chunk)
+        size += len(chunk)
+    return "sha256:" + plain.hexdigest(), size
+
+
+def _apply_plain(staged: Path, diff_id: str | None, stream: IO[bytes]) -> AppliedLayer:
+    return apply(stream, staged, compression="none", expected_diff_id=diff_id)
 
 
 def _retyped(added: _Added, media_type: str) -> _Added:

@@ -1,0 +1,107 @@
+"""The command ``pycontainer``: docker's verbs, flags, columns and exit codes, by the public interface alone.
+
+This module is the way in and the way out: it turns every error into one line and an exit status.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+OWN_ERROR = 125  # of run: pycontainer's, not the program's
+CANNOT_EXECUTE = 126
+NO_COMMAND = 127
+TIMED_OUT = 124  # as timeout(1)
+INTERRUPTED = 130
+FAILED = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and end the process.
+
+    Args:
+        arguments: what follows the program's name; ``sys.argv`` when not given.
+    """
+    from pycontainer.cli.terminal import open_standard_streams
+
+    open_standard_streams()
+    try:
+        code = run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output is gone, as with "| head": end as quietly as a program that SIGPIPE ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = FAILED
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; return the exit status."""
+    import click
+
+    from pycontainer.cli.commands import Settings, pycontainer
+
+    settings = Settings()
+    try:
+        code = pycontainer.main(
+            args=list(arguments),
+            prog_name="pycontainer",
+            standalone_mode=False,
+            obj=settings,
+            windows_expand_args=False,
+        )
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        usage = f"\nSee '{context.command_path} --help'." if context is not None else ""
+        tell(error.format_message() + usage)
+        return OWN_ERROR
+    except click.Abort:
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the way out: each is told and gives a status
+        if settings.debug:
+            import traceback
+
+            traceback.print_exc()
+        return explain(error, settings)
+    return code if isinstance(code, int) else 0
+
+
+def explain(error: Exception, settings: object) -> int:
+    """Say in one line what went wrong; return the exit status.
+
+    Raises:
+        Exception: the error itself, when it is a mistake of this program.
+    """
+    import errno
+
+    from pycontainer import CommandNotFound, Error, TimeoutExpired
+
+    own = OWN_ERROR if getattr(settings, "runs", False) else FAILED
+    if isinstance(error, BrokenPipeError):
+        raise error
+    if isinstance(error, CommandNotFound):
+        tell(error)
+        return NO_COMMAND if error.errno in (0, errno.ENOENT, errno.ENOTDIR) else CANNOT_EXECUTE
+    if isinstance(error, TimeoutExpired):
+        tell(error)
+        return TIMED_OUT
+    if isinstance(error, OSError) and not isinstance(error, Error):
+        where = f"{error.filename}: " if error.filename else ""
+        tell(f"{where}{error.strerror or error}")
+        return own
+    if isinstance(error, Error | ValueError):
+        tell(error)
+        return own
+    if not getattr(settings, "debug", False):
+        import traceback
+
+        traceback.print_exc()
+    tell("this is a mistake in pycontainer; please report it with the lines above")
+    return own
+
+
+def tell(what: object) -> None:
+    """Write a line for people to the standard error."""
+    sys.stderr.write(f"pycontainer: {what}\n")

@@ -1,0 +1,106 @@
+"""The commands by name; the module of each is imported when it is called, so that ``run`` pays for nothing else."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import click
+
+_MODULES = {
+    "images": "images",
+    "import": "images",
+    "info": "host",
+    "inspect": "images",
+    "load": "images",
+    "rmi": "images",
+    "run": "run",
+    "run-bundle": "run",
+    "tag": "images",
+    "version": "host",
+}
+_IMAGE = {
+    "import": "import",
+    "inspect": "inspect",
+    "load": "load",
+    "ls": "images",
+    "rm": "rmi",
+    "tag": "tag",
+}
+
+
+class Settings:
+    """What is given before the command.
+
+    Attributes:
+        root: the store, None for the usual one.
+        debug: show tracebacks.
+        runs: the command runs a program, so that its exit statuses are the program's.
+    """
+
+    def __init__(self) -> None:
+        self.root: Path | None = None
+        self.debug = False
+        self.runs = False
+
+
+class Commands(click.Group):
+    """A group whose commands are imported by name.
+
+    Args:
+        names: the function of each command, by its name here.
+    """
+
+    def __init__(self, name: str, names: dict[str, str], **attributes: object) -> None:
+        super().__init__(name, **attributes)  # type: ignore[arg-type]
+        self._names = names
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return sorted({*self._names, *super().list_commands(ctx)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, imported now."""
+        name = self._names.get(cmd_name)
+        if name is None:
+            return super().get_command(ctx, cmd_name)
+        module = importlib.import_module(f"pycontainer.cli.{_MODULES[name]}")
+        found: click.Command = getattr(module, name.replace("-", "_") + "_command")
+        return found
+
+
+@click.pass_context
+def _pycontainer(context: click.Context, root: Path | None, debug: bool, version: bool) -> None:  # noqa: FBT001
+    settings: Settings = context.obj
+    settings.root = root
+    settings.debug = debug
+    if version:
+        from pycontainer.cli.host import version as known
+
+        click.echo(f"pycontainer version {known()}")
+        context.exit()
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+        context.exit()
+
+
+pycontainer = Commands(
+    "pycontainer",
+    {name: name for name in _MODULES},
+    invoke_without_command=True,
+    callback=_pycontainer,
+    help="Run programs in containers, without a daemon.",
+    params=[
+        click.Option(
+            ["--root"],
+            type=click.Path(file_okay=False, path_type=Path),
+            envvar="PYCONTAINER_ROOT",
+            metavar="DIR",
+            show_envvar=True,
+            help="The store; /var/lib/pycontainer unless given.",
+        ),
+        click.Option(["--debug"], is_flag=True, help="Show where an error comes from."),
+        click.Option(["--version"], is_flag=True, help="Show the version."),
+    ],
+)
+pycontainer.add_command(Commands("image", _IMAGE, help="Work with images.", no_args_is_help=True))

@@ -35,7 +35,8 @@ def dotted(path: Path) -> str:
 
 def room(module: str) -> str:
     """Return the first name below the package, ``""`` for the package itself."""
-    return [*module.split("."), ""][1]
+    name = [*module.split("."), ""][1]
+    return "cli" if name == "__main__" else name  # the same program by another way
 
 
 def level(module: str) -> int:

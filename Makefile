@@ -10,14 +10,14 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 DONE := $(VENV)/done
 
 CORE := $(wildcard csrc/*.c csrc/*.h csrc/*.cdef csrc/build_ffi.py)
-C_FILES := $(wildcard csrc/*.c csrc/*.h csrc/tests/*.c csrc/tests/*.h)
+C_FILES := $(wildcard csrc/*.c csrc/*.h csrc/tests/*.c csrc/tests/*.h benchmarks/floor/*.c benchmarks/floor/*.h)
 SOURCES := $(wildcard csrc/*.c)
 PYTHON_DIRS := $(wildcard src tests docs benchmarks examples scripts)
 
 WARNINGS := -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Werror -fvisibility=hidden -fno-strict-aliasing -Icsrc
 CROSS := aarch64-linux-gnu-
 
-.PHONY: help demo test lint docs bench cross asan build clean
+.PHONY: help demo test lint docs bench cross asan valgrind fuzz build clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -49,11 +49,12 @@ demo: $(DONE)/package $(DONE)/system-images
 	@$(PY) -m examples.demo
 
 test: $(DONE)/extra-test $(DONE)/system-images $(DONE)/system-peers $(DONE)/system-vm $(DONE)/system-c-tests
-	$(if $(wildcard csrc/tests/Makefile),$(MAKE) -C csrc/tests check)
+	$(MAKE) -C csrc/tests check
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-asan: $(DONE)/system-c-tests
-	$(MAKE) -C csrc/tests asan
+# The C tests under sanitizers, under valgrind, and fed with what a fuzzer makes up: SECONDS for each target.
+asan valgrind fuzz: $(DONE)/system-c-tests
+	$(MAKE) -C csrc/tests $@
 
 lint: $(DONE)/extra-test $(DONE)/extra-lint $(DONE)/extra-docs $(DONE)/extra-bench $(DONE)/system-lint cross
 	$(PY) -m ruff check .

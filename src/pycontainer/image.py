@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import difflib
 import json
 import os
 import stat
@@ -155,6 +154,8 @@ class Images:
         return rows[0] if rows else None
 
     def _not_found(self, name: str) -> str:
+        import difflib  # slow to import, and only errors need it
+
         known = [parse_reference(text).familiar for text in self._store.db.names()]
         bases = {text.rpartition("/")[2]: text for text in known} | {text.rpartition(":")[0]: text for text in known}
         close = [bases.get(text, text) for text in difflib.get_close_matches(name, [*known, *bases], 5, 0.6)]

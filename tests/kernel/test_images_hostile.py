@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,6 +177,14 @@ def test_links_in_archives_do_not_lead_out_or_in_circles(store: Store, tmp_path:
 def test_what_is_no_archive(store: Store, tmp_path: Path, data: bytes, words: str) -> None:
     (tmp_path / "x.tar").write_bytes(data)
     refuse(store, tmp_path / "x.tar", words)
+
+
+def test_a_decompression_bomb(store: Store, tmp_path: Path) -> None:
+    data = lzma.compress(docker_archive([LAYER]) + bytes(200 << 20), preset=1)
+    (tmp_path / "x.tar").write_bytes(data)
+    refuse(store, tmp_path / "x.tar", "decompression bomb")
+    with pytest.raises(ImageError, match="decompression bomb"):
+        Images(store).import_rootfs(tmp_path / "x.tar")
 
 
 def changed(**fields: Any) -> Callable[[dict[str, Any]], None]:

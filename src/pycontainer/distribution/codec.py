@@ -8,7 +8,7 @@ import lzma
 import os
 import zlib
 from contextlib import ExitStack
-from typing import IO, TYPE_CHECKING, Self, cast
+from typing import IO, TYPE_CHECKING, NoReturn, Self, cast
 
 import zstandard
 from isal import igzip, isal_zlib
@@ -24,6 +24,8 @@ __all__ = ["GzipBlob", "detect", "plain_chunks"]
 _CHUNK = 1 << 20
 _GZIP_WINDOW = 31  # 15 bits and a gzip header, see zlib's deflateInit2
 _LEVEL = 2
+_MAX_RATIO = 1000
+_SLACK = 64 << 20  # bytes that are fine at any ratio
 _MAGIC = {
     b"\x1f\x8b": "gzip",
     b"\x28\xb5\x2f\xfd": "zstd",
@@ -68,7 +70,11 @@ def plain_chunks(path: Path, what: str) -> Iterator[bytes]:
         kind = detect(file.fileno())
         try:
             stream = stack.enter_context(_reader(file, kind))
+            limit = os.fstat(file.fileno()).st_size * _MAX_RATIO + _SLACK
             while chunk := stream.read(_CHUNK):
+                limit -= len(chunk)
+                if limit < 0:
+                    _refuse_bomb(what)
                 yield chunk
         except _BROKEN as error:
             msg = f"{what} is not valid {kind}: {error}"
@@ -78,6 +84,11 @@ def plain_chunks(path: Path, what: str) -> Iterator[bytes]:
                 raise
             msg = f"{what} is not valid {kind}: {error}"  # BadGzipFile and its kin
             raise ImageError(msg) from None
+
+
+def _refuse_bomb(what: str) -> NoReturn:
+    msg = f"{what} is a decompression bomb: more than {_MAX_RATIO} bytes for each one of the file"
+    raise ImageError(msg)
 
 
 def _reader(file: IO[bytes], kind: str) -> IO[bytes]:

@@ -9,14 +9,14 @@ from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar, cast
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Lane", "feed"]
+__all__ = ["Abandoned", "Lane", "feed"]
 
 _CHUNK = 1 << 20  # small pieces are gathered
 _DEPTH = 4  # chunks that wait for a consumer
 _T = TypeVar("_T")
 
 
-class _Abandoned(Exception):
+class Abandoned(Exception):
     """The producer failed; its own exception is the one to see."""
 
 
@@ -35,7 +35,8 @@ class _Stream:
             if chunk is None:
                 self.ended = True
                 if self.abandoned:
-                    raise _Abandoned
+                    msg = "there is no more to read: the producer failed"
+                    raise Abandoned(msg)
                 break
             self._rest = memoryview(chunk)
         piece, self._rest = self._rest[:size], self._rest[size:]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import time
 from typing import TYPE_CHECKING
 
 from pycontainer.errors import ImageError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["chain_ids", "complete", "mark", "marked"]
 
 _MARK = 71_000_001  # nanoseconds after 1970: no whole second, and within the reach of every file system
+_CLOCK_SLACK = 10_000_000  # nanoseconds; file systems take the time of the last tick
 _MAX_LINKS = 40  # as the kernel has it, see path_resolution(7)
 _OPAQUE = "trusted.overlay.opaque"
 
@@ -43,9 +45,10 @@ def mark(layer: Path, since: int) -> None:
         layer: the layer, just unpacked; all that was described has the time that the archive gives.
         since: when the unpacking began, by the clock of the file system, in nanoseconds.
     """
+    until = time.time_ns() + _CLOCK_SLACK  # an archive may well hold times to come
     for path in _directories(os.fspath(layer)):
         info = os.lstat(path)
-        if info.st_mtime_ns >= since and stat.S_IMODE(info.st_mode) == 0o755:  # noqa: PLR2004 - the mode of made ones
+        if since <= info.st_mtime_ns <= until and stat.S_IMODE(info.st_mode) == 0o755:  # noqa: PLR2004 - the mode of made ones
             os.utime(path, ns=(_MARK, _MARK), follow_symlinks=False)
 
 

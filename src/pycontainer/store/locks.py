@@ -61,6 +61,15 @@ class Held:
         if fd >= 0:
             os.close(fd)
 
+    def abandon(self) -> None:
+        """Let go in a forked child, where another thread may have left the mutex locked.
+
+        This closes our copy of the descriptor; the parent's keeps the lock.
+        """
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
     def __del__(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -187,7 +196,7 @@ class FileLocks:
     def after_fork(self) -> None:
         """Give up the parent's locks in a forked child, without taking them from the parent."""
         for held in self._held:
-            held.release()  # closes our copy of the descriptor; the parent's keeps the lock
+            held.abandon()
         self._held = set()
         self._uses = {}
         self._uses_lock = threading.Lock()

@@ -26,7 +26,6 @@
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -118,28 +117,34 @@ static long write_file(const char *path, const char *text) {
     return rc < 0 ? rc : 0;
 }
 
-/* "0 ID 1\n": root inside is who we are outside, which needs no privilege. */
-static void map_text(char *out, unsigned long id) {
+static char *put_text(char *out, const char *text) {
+    while (*text)
+        *out++ = *text++;
+    *out = 0;
+    return out;
+}
+
+static char *put_number(char *out, unsigned long number) {
     char digits[24];
     size_t n = 0;
     do
-        digits[n++] = (char)('0' + id % 10);
-    while (id /= 10);
-    *out++ = '0';
-    *out++ = ' ';
+        digits[n++] = (char)('0' + number % 10);
+    while (number /= 10);
     while (n)
         *out++ = digits[--n];
-    *out++ = ' ';
-    *out++ = '1';
     *out = 0;
+    return out;
 }
+
+/* "0 ID 1": root inside is who we are outside, which needs no privilege. */
+static void map_text(char *out, long id) { (void)put_text(put_number(put_text(out, "0 "), (unsigned long)id), " 1"); }
 
 /* Runs with our descriptor table, so that the descriptor of its user namespace is ours too. */
 static int make_user_ns(void *argument) {
     Probe *p = argument;
     char uids[40], gids[40];
-    map_text(uids, (unsigned long)sys(SYS_geteuid));
-    map_text(gids, (unsigned long)sys(SYS_getegid));
+    map_text(uids, sys(SYS_geteuid));
+    map_text(gids, sys(SYS_getegid));
     long rc = failed(p, sys(SYS_unshare, CLONE_NEWUSER), "make a user namespace", "");
     if (rc == 0)
         rc = failed(p, write_file("/proc/self/uid_map", uids), "write the id map", "/proc/self/uid_map");
@@ -450,7 +455,8 @@ static long write_program(const Probe *p) {
     return rc < 0 ? rc : fd;
 }
 
-static long probe_time_at_exec(Probe *p) {
+static int execute_in_new_time(void *argument) {
+    const Probe *p = argument;
     char *nothing[] = {NULL};
     char *arguments[] = {(char *)(uintptr_t) "pycontainer-probe", NULL};
     long program = write_program(p);
@@ -458,18 +464,35 @@ static long probe_time_at_exec(Probe *p) {
     if (rc == 0)
         rc = failed(p, sys(SYS_close_range, 0, ~0U, CLOSE_RANGE_CLOEXEC), "mark descriptors", "");
     if (rc == 0)
-        rc = failed(p, sys(SYS_execveat, program, "", arguments, nothing, AT_EMPTY_PATH), "execute", "");
-    return rc;
+        (void)failed(p, sys(SYS_execveat, program, "", arguments, nothing, AT_EMPTY_PATH), "execute", "");
+    return 0;
 }
 
 /* The program runs, in one of the two time namespaces. */
 static long check_time(const Probe *p, int pid) {
     char path[64];
     struct stat ours, theirs;
-    (void)snprintf(path, sizeof path, "/proc/%d/ns/time", pid);
-    if (stat("/proc/self/ns/time", &ours) < 0 || stat(path, &theirs) < 0)
-        return failed(p, -errno, "look at the time namespace", path);
-    return ours.st_ino == theirs.st_ino ? failed(p, -EXDEV, "enter the new time namespace by execve", "") : 0;
+    (void)put_text(put_number(put_text(path, "/proc/"), (unsigned long)pid), "/ns/time");
+    long rc = failed(p, sys(SYS_newfstatat, AT_FDCWD, "/proc/self/ns/time", &ours, 0), "look at", "/proc/self/ns/time");
+    if (rc == 0)
+        rc = failed(p, sys(SYS_newfstatat, AT_FDCWD, path, &theirs, 0), "look at", path);
+    if (rc == 0 && ours.st_ino == theirs.st_ino)
+        rc = failed(p, -EXDEV, "enter the new time namespace by execve", "");
+    return rc;
+}
+
+/* A process that executes a program sends SIGCHLD when it ends, whatever it was cloned with: so it is not a child of the
+ * caller, but of this process. */
+static long probe_time_at_exec(Probe *p) {
+    char stack[16 * 1024] __attribute__((aligned(64)));
+    int pidfd = -1;
+    int pid = clone(execute_in_new_time, stack + sizeof stack, CLONE_VM | CLONE_VFORK | CLONE_PIDFD, p, &pidfd);
+    if (pid < 0)
+        return failed(p, -errno, "start a process", "");
+    long rc = p->err->code ? -p->err->code : check_time(p, pid);
+    (void)sys(SYS_pidfd_send_signal, pidfd, SIGKILL, 0, 0);
+    (void)wait_for(pidfd);
+    return rc;
 }
 
 /* ── running one ── */
@@ -518,10 +541,6 @@ int pyc_probe(int32_t kind, const char *text, uint32_t size, uint64_t flags, int
     if (rc < 0) {
         (void)pyc_fail(err, rc, "start a process", "");
     } else {
-        if (kind == PYC_PROBE_TIME_AT_EXEC && !err->code) {
-            probe.result = check_time(&probe, pid);
-            (void)sys(SYS_pidfd_send_signal, pidfd, SIGKILL, 0, 0);
-        }
         (void)wait_for(pidfd);
         (void)close(pidfd);
         rc = (int)probe.result;

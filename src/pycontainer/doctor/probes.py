@@ -147,9 +147,9 @@ def probe(name: str, root: str | os.PathLike[str] | None = None) -> Outcome:
 
 
 def existing_parent(path: Path) -> Path:
-    """Return ``path`` or the nearest directory above it that exists."""
+    """Return ``path`` or the nearest directory above it that exists, as far as this process may see."""
     path = path.absolute()
-    return next(parent for parent in (path, *path.parents) if parent.is_dir())
+    return next(parent for parent in (path, *path.parents) if os.path.isdir(parent))  # noqa: PTH112 - Path.is_dir raises EACCES
 
 
 def _ask(ask: _Ask, *paths: str, fd: int = -1) -> Outcome:

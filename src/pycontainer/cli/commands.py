@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 _MODULES = {
+    "doctor": "host",
     "images": "images",
     "import": "images",
     "info": "host",

@@ -450,9 +450,34 @@ def test_a_store_loads_as_the_layout_it_is(own: Path, tmp_path: Path) -> None:
 def test_versions_and_information(root: Path) -> None:
     assert cli(root, "--version").stdout.startswith("pycontainer version ")
     assert "Kernel" in cli(root, "version").stdout
-    assert json.loads(cli(root, "info", "--json").stdout)["root"] == str(root)
-    assert str(root) in cli(root, "info").stdout.replace("\n", "")
-    assert cli(root, "info", "-f", "{{.cgroup_version}}").stdout.strip() in ("v1", "v2")
+    known = json.loads(cli(root, "info", "--json").stdout)
+    assert known["store"]["root"] == str(root)
+    assert known["images"] >= 2
+    shown = cli(root, "info").stdout
+    assert str(root) in shown
+    assert "kernel.pid_max" in shown
+    assert cli(root, "info", "-f", "{{.kernel}} {{.store.filesystem}}").stdout.split()[0] == os.uname().release
+
+
+def test_the_doctor_examines(root: Path) -> None:
+    done = cli(root, "doctor", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == (0 if report["ok"] else 1)
+    assert {"kernel", "overlay", "clone3"} <= {check["name"] for check in report["checks"]}
+    shown = cli(root, "doctor")
+    assert shown.returncode == done.returncode
+    assert "Containers can" in shown.stdout
+    for check in report["checks"]:
+        assert check["remedy"].split("\n")[0] in shown.stdout
+
+
+def test_the_doctor_finds_what_is_missing(root: Path) -> None:
+    """Without the right to mount, nothing can be run, and the status says so."""
+    bare = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+    done = subprocess.run([*bare, *COMMAND, "--root", str(root), "doctor"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout
+    assert "Containers cannot be run" in done.stdout
+    assert "costs: " in done.stdout
 
 
 # ── a bundle ──

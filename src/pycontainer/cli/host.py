@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _PASS = click.make_pass_decorator(Settings)
 _JSON = click.option("--json", "as_json", is_flag=True, help="The same for programs.")
 _FORMAT = click.option("-f", "--format", "layout", metavar="FORMAT", help="json or a Go template.")
+_REASONS = ("namespaces", "overlay", "features")  # in these, a text says why it does not work
+_VERBATIM = (*_REASONS, "controllers", "limits", "tools")  # and in these the keys are names, not words of ours
 _SIZES = ("memory", "swap", "size", "free")
 _WIDE = 160  # characters of a line where no terminal sets a limit
 _MARKS = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "missing": "[red]missing[/]"}
@@ -99,26 +101,26 @@ def _print_info(known: Mapping[str, Any]) -> None:
     _console().print(table)
 
 
-def _lines(known: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
-    """Give names and values; in a group of features an empty value means that it is there."""
-    reasons = indent and all(isinstance(value, str) for value in known.values())
+def _lines(known: Mapping[str, Any], group: str = "", indent: str = "") -> Iterator[tuple[str, str]]:
     for name, value in known.items():
-        label = indent + name.replace("_", " ")
+        label = indent + (name if group in _VERBATIM else name.replace("_", " "))
         if isinstance(value, Mapping):
             yield label, ""
-            yield from _lines(value, indent + "  ")
+            yield from _lines(value, name, indent + "  ")
         elif isinstance(value, list):
             yield label, ", ".join(map(_words, value))
         elif name in _SIZES and isinstance(value, int):
             yield label, size_words(value)
         else:
-            yield label, "yes" if reasons and value == "" else _words(value)
+            yield label, "yes" if group in _REASONS and value == "" else _words(value)
 
 
 def _words(value: object) -> str:
     if isinstance(value, list):
         return "+".join(map(str, value))
-    return {None: "unknown", True: "yes", False: "no", "": "no"}.get(value, str(value))  # type: ignore[arg-type, call-overload, no-any-return]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None else str(value) or "none"
 
 
 # ── doctor ──

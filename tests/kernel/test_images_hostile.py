@@ -323,6 +323,8 @@ def test_a_directory_that_is_not_described_is_what_it_is_below(store: Store, tmp
     lowers = load_layers(store, tmp_path / "x.tar", [below, above])
     assert status(lowers[0] / "home/app") == status(lowers[1] / "home/app") == ("0o42750", 1000, 3_000_000, 5)
     assert status(lowers[0] / "opt/new")[:3] == ("0o40755", 0, 0)
+    assert store.snapshots.list() == store.db.content()[1]
+    assert load_layers(store, tmp_path / "x.tar", [below, above]) == lowers
     # It depends on the layers below, so it is not what another image gets.
     assert lowers[0].name == chain_ids([sha(below), sha(above)])[1].removeprefix("sha256:")
     other = load_layers(store, tmp_path / "y.tar", [tar(folder("home", mode=0o711)), above])

@@ -23,7 +23,7 @@ from pycontainer.distribution.codec import GzipBlob, detect, plain_chunks
 from pycontainer.distribution.lanes import Lane, feed
 from pycontainer.distribution.layer import AppliedLayer, apply
 from pycontainer.distribution.pack import pack
-from pycontainer.errors import DigestMismatch, ImageError
+from pycontainer.errors import DigestMismatch, ImageError, NotFound
 from pycontainer.oci.image import (
     CONFIG,
     LAYER,
@@ -155,6 +155,9 @@ def add_image(
     unique = list({layer.diff_id: layer for layer in source.layers}.values())
     with store.adding() as workspace:
         adder = _Adder(store, workspace, progress)
+        known = adder.find(source, references)
+        if known is not None:
+            return known
 
         def add(layer: LayerSource) -> _Added:
             return adder.add(layer, archive)
@@ -229,6 +232,26 @@ class _Adder:
         self._store = store
         self._workspace = workspace
         self._report = progress or (lambda _event: None)
+
+    def find(self, source: Source, references: Sequence[str]) -> str | None:
+        """Return the id of an image that is here already, all of it, after giving it its names."""
+        store = self._store
+        identity = _sha256(source.config)
+        row = store.db.by_id(identity)
+        if row is None or (source.manifest is not None and row.digest != _sha256(source.manifest)):
+            return None
+        layers = store.db.layers(identity)
+        if not all(layer.snapshot in store.snapshots and layer.digest in store.blobs for layer in layers):
+            return None
+        try:
+            for name in references:
+                store.put_reference(name, identity)
+        except NotFound:
+            return None  # removed just now
+        for layer in layers:
+            self._report(Progress("exists", layer.diff_id, layer.size))
+        self._report(Progress("image", identity, sum(layer.size for layer in layers)))
+        return identity
 
     def add(self, layer: LayerSource, archive: Archive) -> _Added:
         """Bring in a layer of an archive, unless it is here; others who want the same one wait meanwhile."""
@@ -353,6 +376,7 @@ class _Adder:
         staged = self._apply(self._store.blobs.path(layer.row.digest), chain_id, layer.row.digest, layer.row.diff_id)[0]
         parents.complete(staged, [snapshots.path(snapshot) for snapshot in below])
         snapshots.publish(staged, chain_id)
+        self._store.db.put_meta("collect", "1")  # the one unpacked by itself, unless another image has it
 
     def _apply(self, blob: Path, name: str, digest: str | None, diff_id: str | None) -> tuple[Path, AppliedLayer]:
         """Unpack a blob into the workspace, marking directories that it does not describe."""
@@ -391,6 +415,10 @@ class _Adder:
         self._store.put_image(row, [layer.row for layer in layers])
         self._report(Progress("image", identity, sum(layer.row.size for layer in layers)))
         return identity
+
+
+def _sha256(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def _read_range(fd: int, offset: int, size: int, write: Write) -> None:

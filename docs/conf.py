@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import tomllib
 from pathlib import Path
-
-from sphinx.util import logging
 
 _project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 
@@ -60,4 +59,4 @@ if AS_ROOT:
     opened.close()
 """
 if not AS_ROOT:
-    logging.getLogger(__name__).info("examples are not run: they start containers, which needs root")
+    print("The examples are not run: they start containers, which needs root.", file=sys.stderr)

@@ -11,7 +11,13 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 HELPER = "pycontainer-monitor"
-HELPER_SOURCES = ["csrc/monitor.c", "csrc/tree.c", "csrc/error.c"]
+HELPER_SOURCES = [
+    f"csrc/{name}.c"
+    for name in (
+        *("monitor", "keep", "clean", "init"),
+        *("program", "files", "mount", "identity", "terminal", "tree", "error"),
+    )
+]
 HELPER_FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-static", "-s", "-Icsrc"]
 
 

@@ -6,7 +6,7 @@ import cffi
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-HELPERS = {"monitor.c"}  # programs of their own, never part of the extension
+HELPERS = {"monitor.c", "keep.c", "clean.c", "init.c"}  # programs of their own, never part of the extension
 
 CFLAGS = [
     "-std=gnu11",

@@ -9,6 +9,7 @@
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/keyctl.h>
+#include <linux/openat2.h>
 #include <linux/prctl.h>
 #include <linux/seccomp.h>
 #include <net/if.h>
@@ -83,13 +84,17 @@ static long load_seccomp(const Machine *m, const PycStep *s) {
     return rc > 0 ? -ESRCH : rc; /* with TSYNC, the thread that could not follow */
 }
 
-/* A working directory outside the root means a leaked descriptor led us there (CVE-2024-21626). */
+/* Neither the path nor the place may lead out of the root by a descriptor that is open somewhere (CVE-2024-21626). */
 static long change_directory(const char *path) {
-    long rc = sys(SYS_chdir, path);
-    if (rc < 0)
-        return rc;
+    struct open_how how = {.flags = O_PATH | O_DIRECTORY | O_CLOEXEC, .resolve = RESOLVE_NO_MAGICLINKS};
+    long fd = sys(SYS_openat2, AT_FDCWD, path, &how, sizeof how);
+    if (fd < 0)
+        return fd;
+    long rc = sys(SYS_fchdir, fd);
+    sys_close(fd);
     char here[4096];
-    rc = sys(SYS_getcwd, here, sizeof here);
+    if (rc == 0)
+        rc = sys(SYS_getcwd, here, sizeof here);
     if (rc == -ERANGE || rc == -ENAMETOOLONG)
         return 0;
     if (rc < 0)

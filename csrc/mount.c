@@ -145,6 +145,14 @@ static long cover(int source, int target) {
     return rc;
 }
 
+/* Before Linux 6.15 a mount that is attached nowhere cannot be cloned: its first use attaches it, later ones clone it. */
+static long cover_with_empty(int empty, int target) {
+    long rc = cover(empty, target);
+    return rc == -EINVAL
+               ? sys(SYS_move_mount, empty, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+               : rc;
+}
+
 /* The image must not choose what covers a masked file: it has to be the null device (CVE-2025-31133). */
 static long check_null(int fd) {
     struct stat st;
@@ -164,7 +172,7 @@ static long mask(const Machine *m, const PycStep *s) {
     if (rc == 0 && !dir)
         rc = check_null(machine_fd(m, s->fd));
     if (rc == 0)
-        rc = cover(machine_fd(m, dir ? s->fd2 : s->fd), (int)target);
+        rc = dir ? cover_with_empty(machine_fd(m, s->fd2), (int)target) : cover(machine_fd(m, s->fd), (int)target);
     sys_close(target);
     return rc;
 }

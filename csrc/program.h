@@ -1,7 +1,7 @@
 /* The step machine: a container's start is a table of steps, packed by Python into one relocatable buffer (offsets, no
- * pointers), run first in the caller ("host" steps) and then, after clone, in the new process ("child" steps).
- * Because the table is data, any parked process can be handed one. No kernel interface of its own.
- * Filled by pycontainer.runtime.program, run by spawn.c; the operations live in mount.c, identity.c, tty.c, files.c.
+ * pointers). Host steps run in the caller; child steps run in the new, parked process, to which the buffer is sent.
+ * No kernel interface of its own. Filled by pycontainer.runtime.program; run by start.c and keep.c; the operations live
+ * in files.c, mount.c, identity.c and terminal.c.
  */
 #ifndef PYC_PROGRAM_H
 #define PYC_PROGRAM_H
@@ -9,7 +9,9 @@
 
 enum {
     PYC_PROGRAM_MAGIC = 0x50594331, /* "PYC1" */
-    PYC_SLOTS = 512,                /* results of steps: descriptors that later steps use */
+    PYC_SLOTS = 512,                /* descriptors that steps use: */
+    PYC_SHARED = 256,               /* below, results of steps; from here on, descriptors that the caller shares */
+    PYC_PASSED = 250,               /* as many as one message carries, see SCM_MAX_FD in unix(7) */
     PYC_SLOT_BASE = -1000,          /* an fd operand of PYC_SLOT_BASE - k means slot k */
 };
 
@@ -32,6 +34,7 @@ enum PycOp {
     PYC_OP_MASK,         /* s1 | fd /dev/null, fd2 empty read-only tmpfs */
     PYC_OP_READONLY,     /* s1 */
     PYC_OP_PIVOT,        /* fd root mount | s1 where to attach it first */
+    PYC_OP_ELSEWHERE,    /* a: the next a steps run in a mount namespace that is thrown away; host only */
     PYC_OP_MOUNT,        /* s1 target, s2 data, s3 type | a flags of mount(2): for kernels without lowerdir+ */
     PYC_OP_MKDIR_IN,     /* s1 below the container's root, parents made | a mode, b uid, c gid */
     /* identity.c */
@@ -57,12 +60,12 @@ enum PycOp {
     PYC_OP_AFFINITY,    /* s2 cpu mask, len */
     PYC_OP_PRCTL,       /* a option, b, c arguments */
     PYC_OP_SETSID,
-    /* tty.c and spawn.c */
-    PYC_OP_STDIO = 70, /* fd stdin, fd2 stdout, a stderr (fd operand) | b uid, c gid that may reopen them */
-    PYC_OP_TTY, /* fd devpts mount | a rows << 16 | columns, b uid, s1 console path or "" ; master goes up the socket */
-    PYC_OP_SEAL_FDS, /* a first: every descriptor from there on closes at execve */
-    PYC_OP_DUP,      /* fd, a target number, kept over execve */
-    PYC_OP_REGISTER, /* fd keeper's socket, s1 container id: hand it a pidfd of ourselves */
+    /* terminal.c */
+    PYC_OP_STDIO = 70,  /* fd stdin, fd2 stdout, a stderr (-1: the container's /dev/null) | b uid, c gid of pipes */
+    PYC_OP_TTY,         /* fd devpts mount | a rows << 16 | columns, b uid, s1 console path or "" ; master goes up */
+    PYC_OP_CLOSE_ALL,   /* fd: closes all but stdio, the status socket and this one; no slot can be used after it */
+    PYC_OP_SEAL_FDS,    /* a first: every descriptor from there on closes at execve */
+    PYC_OP_DUP,         /* fd, a target number, kept over execve */
     PYC_OP_SYNC,     /* a number: park until the parent resumes us */
     PYC_OP_EXEC, /* s1 program (or fd when s1 is ""), s2 argv block, s3 envp block | a argc, b envc, c offset of PATH */
 };
@@ -95,26 +98,26 @@ typedef struct PycHeader {
     uint32_t magic;
     uint32_t size; /* of the whole program */
     uint32_t host_steps;
+    uint32_t early_steps; /* so many of the host steps run before the process is born: those of its cgroup */
     uint32_t child_steps;
-    uint32_t pool;        /* offset of the pool; its first byte is 0 */
-    int32_t pidns_fd;     /* pid namespace to be born in, or -1 */
-    int32_t own_pidns_fd; /* the caller's own, to go back */
-    int32_t cgroup_fd;    /* fd operand: cgroup v2 directory to be born in, or -1 */
+    uint32_t pool; /* offset of the pool; its first byte is 0 */
     uint64_t clone_flags;
     uint32_t uid_map, gid_map; /* pool offsets of texts for /proc/PID/{u,g}id_map, with CLONE_NEWUSER */
-    uint32_t status;           /* nonzero: keep a status socket (SYNC, TTY and CLONE_NEWUSER need it) */
-    int32_t status_target;     /* descriptor number at which EXEC leaves the socket open, or -1 */
-    uint32_t close_slots;      /* how many slots the host steps fill, closed in the parent after clone */
-    uint32_t exec_index;       /* argc + envc of the EXEC step: room for the pointers */
+    uint32_t shared;           /* pool offset of an int32 array: the caller's descriptors for slots from PYC_SHARED on */
+    uint32_t shared_count;
+    int32_t cgroup_fd;     /* fd operand: cgroup v2 directory to be born in, or -1 */
+    int32_t pidns_fd;      /* pid namespace to be born in, or -1 */
+    int32_t status_target; /* descriptor number at which EXEC leaves the status socket open, or -1 */
+    uint32_t exec_index;   /* argc + envc of the EXEC step: room for the pointers */
 } PycHeader;
 
-/* What a running program knows. One copy in the parent; after clone the child has its own. */
+/* What a running program knows. */
 typedef struct Machine {
     const uint8_t *base;
     const char *pool;
     PycError *err;
     int32_t slots[PYC_SLOTS];
-    char **pointers; /* room for argv and envp, made before clone */
+    char **pointers; /* room for argv and envp */
     int32_t status;  /* the child's end of the status socket, or -1 */
     int32_t status_target;
 } Machine;
@@ -127,7 +130,12 @@ static inline int machine_fd(const Machine *m, int32_t operand) {
 
 static inline const char *machine_text(const Machine *m, uint32_t offset) { return m->pool + offset; }
 
-/* Each returns a descriptor or 0, or -errno. They run after clone: raw system calls only. */
+/* Fill a machine for a program, all slots empty; returns the header, or NULL if it is none. */
+const PycHeader *load_program(Machine *m, const uint8_t *program, uint64_t size);
+
+static inline const PycStep *first_step(const Machine *m) { return (const PycStep *)(m->base + sizeof(PycHeader)); }
+
+/* Each returns a descriptor or 0, or -errno. They may share the memory of a caller: raw system calls only. */
 long run_file_step(Machine *m, const PycStep *s);
 long run_mount_step(Machine *m, const PycStep *s);
 long run_identity_step(Machine *m, const PycStep *s);

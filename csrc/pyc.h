@@ -19,7 +19,7 @@ typedef struct PycError {
 #include "layer.h"
 #include "probe.h"
 #include "program.h"
-#include "spawn.h"
+#include "start.h"
 #include "tree.h"
 
 #endif

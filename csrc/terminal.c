@@ -2,7 +2,7 @@
  * dup3(2), close_range(2), pts(4), ioctl_tty(2), unix(7), execve(2), execveat(2). Run by program.c in the new process.
  */
 #include "program.h"
-#include "error.h"
+#include "start.h"
 #include "sys.h"
 
 #include <asm/termbits.h>
@@ -13,13 +13,19 @@
 #include <linux/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 
 enum { PATH_SIZE = 4096 };
 
-/* Send one packet; a descriptor may ride along. */
-static long send_packet(int to, const void *data, size_t size, int fd) {
-    struct iovec part = {(void *)(uintptr_t)data, size};
+long send_event(int to, int32_t type, int32_t value, const PycError *err, int fd) {
+    PycEvent event;
+    __builtin_memset(&event, 0, sizeof event);
+    event.type = type;
+    event.value = value;
+    if (err)
+        event.err = *err;
+    struct iovec part = {&event, sizeof event};
     union {
         char buf[CMSG_SPACE(sizeof(int))];
         struct cmsghdr align;
@@ -38,25 +44,8 @@ static long send_packet(int to, const void *data, size_t size, int fd) {
     return rc < 0 ? rc : 0;
 }
 
-/* What travels up the status socket. */
-static long tell_parent(const Machine *m, int32_t event, int32_t value, int fd) {
-    int32_t message[2] = {event, value};
-    return send_packet(m->status, message, sizeof message, fd);
-}
-
-/* From here on the keeper can end us, whatever we execute: a parent-death signal can be switched off by a program. */
-static long register_with_keeper(const Machine *m, const PycStep *s) {
-    long pidfd = sys(SYS_pidfd_open, sys(SYS_getpid), 0);
-    if (pidfd < 0)
-        return pidfd;
-    const char *id = machine_text(m, s->s1);
-    long rc = send_packet(machine_fd(m, s->fd), id, text_length(id), (int)pidfd);
-    sys_close(pidfd);
-    return rc;
-}
-
 static long park(const Machine *m, const PycStep *s) {
-    long rc = tell_parent(m, PYC_EVENT_PARKED, (int32_t)s->a, -1);
+    long rc = send_event(m->status, PYC_EVENT_PARKED, (int32_t)s->a, NULL, -1);
     if (rc < 0)
         return rc;
     char go;
@@ -66,31 +55,45 @@ static long park(const Machine *m, const PycStep *s) {
     return rc == 1 ? 0 : -EPIPE;
 }
 
-/* Sources below 3 are lifted first, so that none is overwritten before it was copied. */
+/* The null device of the container, never the host's: a chmod of it would be one of the host's too. */
+static long open_null(void) {
+    long fd = sys(SYS_openat, AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC | O_NOCTTY | O_NOFOLLOW, 0);
+    struct stat st;
+    if (fd < 0)
+        return fd;
+    long rc = sys(SYS_fstat, fd, &st);
+    if (rc == 0 && (!S_ISCHR(st.st_mode) || st.st_rdev != makedev(1, 3)))
+        rc = -ENODEV;
+    if (rc < 0)
+        sys_close(fd);
+    return rc < 0 ? rc : fd;
+}
+
+static long set_stream(int fd, int number, const PycStep *s) {
+    long source = fd < 0 ? open_null() : fd;
+    if (source < 0)
+        return source;
+    /* A program that is not root may open /dev/stdout again: the pipe has to be its own. */
+    struct stat st;
+    long rc = 0;
+    if ((s->b || s->c) && sys(SYS_fstat, source, &st) == 0 && S_ISFIFO(st.st_mode)) {
+        rc = sys(SYS_fchown, source, s->b, s->c);
+        if (rc == -EPERM || rc == -EINVAL || rc == -EROFS)
+            rc = 0; /* somebody else's pipe, or an id that is not mapped: it stays usable as it is */
+    }
+    if (rc == 0)
+        rc = sys(SYS_dup3, source, number, 0);
+    if (fd < 0)
+        sys_close(source);
+    return rc < 0 ? rc : 0;
+}
+
 static long set_stdio(const Machine *m, const PycStep *s) {
     int32_t source[3] = {machine_fd(m, s->fd), machine_fd(m, s->fd2), machine_fd(m, (int32_t)s->a)};
-    for (int i = 0; i < 3; i++)
-        if (source[i] >= 0 && source[i] < 3) {
-            long fd = sys(SYS_fcntl, source[i], F_DUPFD_CLOEXEC, 3);
-            if (fd < 0)
-                return fd;
-            source[i] = (int32_t)fd;
-        }
-    for (int i = 0; i < 3; i++) {
-        if (source[i] < 0)
-            continue;
-        /* A program that is not root may open /dev/stdout again: the pipe has to be its own. */
-        struct stat st;
-        if ((s->b || s->c) && sys(SYS_fstat, source[i], &st) == 0 && S_ISFIFO(st.st_mode)) {
-            long rc = sys(SYS_fchown, source[i], s->b, s->c);
-            if (rc < 0 && rc != -EPERM && rc != -EINVAL && rc != -EROFS)
-                return rc;
-        }
-        long rc = sys(SYS_dup3, source[i], i, 0);
-        if (rc < 0)
-            return rc;
-    }
-    return 0;
+    long rc = 0;
+    for (int i = 0; rc == 0 && i < 3; i++)
+        rc = set_stream(source[i], i, s);
+    return rc;
 }
 
 /* The slave comes from the master by ioctl and its bind from the descriptor: no path of the image or of another
@@ -105,7 +108,7 @@ static long open_terminal(const Machine *m, const PycStep *s) {
     if (rc == 0 && size.ws_row && size.ws_col)
         rc = sys(SYS_ioctl, master, TIOCSWINSZ, &size);
     long slave = rc < 0 ? rc : sys(SYS_ioctl, master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    rc = slave < 0 ? slave : tell_parent(m, PYC_EVENT_TERMINAL, 0, (int)master);
+    rc = slave < 0 ? slave : send_event(m->status, PYC_EVENT_TERMINAL, 0, NULL, (int)master);
     sys_close(master);
     if (rc == 0 && s->b)
         rc = sys(SYS_fchown, slave, s->b, -1);
@@ -126,12 +129,35 @@ static long open_terminal(const Machine *m, const PycStep *s) {
     return rc < 0 ? rc : 0;
 }
 
-static long keep_fd(const Machine *m, int32_t fd, int target) {
+static long keep_fd(int32_t fd, int target) {
     if (fd == target)
         return sys(SYS_fcntl, fd, F_SETFD, 0);
     long rc = sys(SYS_dup3, fd, target, 0);
-    (void)m;
     return rc < 0 ? rc : 0;
+}
+
+/* At execve nothing of the host is open any more: a program path or an interpreter line that names /proc/self/fd/N, or
+ * /proc/self/exe, finds at most the status socket and the sealed helper (CVE-2024-21626, CVE-2019-5736). */
+static long close_all(Machine *m, const PycStep *s) {
+    int fd = machine_fd(m, s->fd);
+    long lifted = sys(SYS_fcntl, m->status, F_DUPFD_CLOEXEC, 5);
+    if (lifted < 0)
+        return lifted;
+    if (fd >= 0) {
+        long copy = sys(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 5);
+        if (copy < 0)
+            return copy;
+        long rc = sys(SYS_dup3, copy, 4, O_CLOEXEC);
+        if (rc < 0)
+            return rc;
+    }
+    long rc = sys(SYS_dup3, lifted, 3, O_CLOEXEC);
+    if (rc < 0)
+        return rc;
+    m->status = 3;
+    for (int i = 0; i < PYC_SLOTS; i++)
+        m->slots[i] = -1;
+    return sys(SYS_close_range, fd >= 0 ? 5 : 4, ~0U, 0);
 }
 
 long run_terminal_step(Machine *m, const PycStep *s) {
@@ -140,12 +166,12 @@ long run_terminal_step(Machine *m, const PycStep *s) {
         return set_stdio(m, s);
     case PYC_OP_TTY:
         return open_terminal(m, s);
+    case PYC_OP_CLOSE_ALL:
+        return close_all(m, s);
     case PYC_OP_SEAL_FDS:
         return sys(SYS_close_range, s->a, ~0U, CLOSE_RANGE_CLOEXEC);
     case PYC_OP_DUP:
-        return keep_fd(m, machine_fd(m, s->fd), (int)s->a);
-    case PYC_OP_REGISTER:
-        return register_with_keeper(m, s);
+        return keep_fd(machine_fd(m, s->fd), (int)s->a);
     case PYC_OP_SYNC:
         return park(m, s);
     default:
@@ -201,7 +227,7 @@ long run_exec_step(Machine *m, const PycStep *s) {
     point_into(envp, machine_text(m, s->s3), s->b);
     const char *file = machine_text(m, s->s1);
     if (m->status >= 0 && m->status_target >= 0) {
-        long rc = keep_fd(m, m->status, m->status_target);
+        long rc = keep_fd(m->status, m->status_target);
         if (rc < 0)
             return rc;
     }

@@ -61,7 +61,7 @@ class Attachment:
     _dropped: int = attrs.field(default=0, init=False)
 
     def open(self) -> tuple[int, int, int]:
-        """Make the pipes; return the descriptors for the child's 0, 1 and 2."""
+        """Make the pipes; return the descriptors for the child's 0, 1 and 2, -1 for none."""
         if self.tty:
             self._streams.data = (self.data + b"\x04") if self.data is not None else b""
             return -1, -1, -1
@@ -77,20 +77,15 @@ class Attachment:
         if self.stdin == "inherit":
             return 0
         if self.stdin == "none":
-            return self._null(os.O_RDONLY)
+            return -1
         return self.stdin if isinstance(self.stdin, int) else self.stdin.fileno()
-
-    def _null(self, flags: int) -> int:
-        fd = os.open("/dev/null", flags | os.O_CLOEXEC)
-        self._child_fds.append(fd)
-        return fd
 
     def _open_output(self, name: str, number: int) -> int:
         target: Output = getattr(self, name)
         if target == "inherit":
             return number
         if target == "discard":
-            return self._null(os.O_WRONLY)
+            return -1
         if target == "capture" or callable(target):
             ours, theirs = os.pipe2(os.O_CLOEXEC)
             self._child_fds.append(theirs)
@@ -202,7 +197,7 @@ def run_attached(
             start.cgroups.make_parents(start.cgroup)
         start.stdio = attachment.open()
         try:
-            process = Process(plan.build(start))
+            process = Process(plan.build(start), start.keeper.requests_fd)
             if around is not None:
                 around(process)
         except StartError as error:
@@ -219,7 +214,6 @@ def run_attached(
             start.cgroups.kill(start.cgroup)  # what it left running in the host's pid namespace
         if not in_time:
             _drain_rest(process, streams)
-        assert ended is not None  # noqa: S101 - wait() blocks
         result = _result(start, attachment, ended, time.monotonic() - began)
     finally:
         if process is not None:

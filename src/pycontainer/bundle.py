@@ -132,7 +132,7 @@ class Hooks:
         try:
             self._run((*self._hooks.prestart, *self._hooks.create_runtime), "creating", process.pid)
         except BaseException:
-            process.abandon()
+            process.close()
             raise
         while process.parked_at is not None:
             process.resume()

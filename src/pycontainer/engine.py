@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import threading
 import time
 import warnings
@@ -285,7 +284,7 @@ class Engine:
             output_limit=None if output_limit is None else parse_size(output_limit),
             tty=tty,
         )
-        container_id = secrets.token_hex(32)
+        container_id = os.urandom(32).hex()
         keeper = self._running_keeper()
         with contextlib.ExitStack() as stack:
             lowers = (*self._store.acquire(found.id), self._skeleton)
@@ -297,7 +296,7 @@ class Engine:
                 spec=spec,
                 container_id=container_id,
                 cgroup=self._cgroups.group(container_id, f"{cgroup_parent}/{container_id}" if cgroup_parent else None),
-                root=self._root(lowers, f"{keeper.instance}/{container_id}", spec, stack),
+                root=self._root(lowers, f"{keeper.instance}/{container_id}", spec, keeper),
                 keeper=keeper,
                 cgroups=self._cgroups,
                 user_namespaces=self._user_namespaces,
@@ -307,18 +306,16 @@ class Engine:
             )
             return run_attached(start, attachment, began=began, timeout=timeout, check=check, on_start=on_start)
 
-    def _root(
-        self, lowers: tuple[str, ...], directory: str, spec: oci.Spec, stack: contextlib.ExitStack
-    ) -> plan.Overlay:
+    def _root(self, lowers: tuple[str, ...], directory: str, spec: oci.Spec, keeper: Keeper) -> plan.Overlay:
         """Return the root of a container; in a user namespace its layers are shown with the container's ids."""
         uids, gids = spec.linux.uid_mappings, spec.linux.gid_mappings
         if not uids:
             return plan.Overlay(lowers=lowers, directory=directory)
-        userns = self._user_namespaces.get(map_text(uids), map_text(gids))
         return plan.Overlay(
-            lowers=self._user_namespaces.show(lowers, userns, stack),
+            lowers=lowers,
             directory=directory,
             owner=(outside_id(uids, 0), outside_id(gids, 0)),
+            userns_fd=self._user_namespaces.get(map_text(uids), map_text(gids), keeper.requests_fd),
         )
 
     def _identify(self, image: Image, lowers: tuple[str, ...], options: Options) -> Identity:
@@ -392,7 +389,7 @@ class Engine:
         )
         filters = spec.linux.seccomp
         with contextlib.ExitStack() as stack:
-            container_id = secrets.token_hex(32)
+            container_id = os.urandom(32).hex()
             start = plan.Start(
                 spec=spec,
                 container_id=container_id,

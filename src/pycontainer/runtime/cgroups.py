@@ -248,7 +248,7 @@ class Cgroups:
             self._add_v2_steps(program, group, resources)
             return
         for _, fd in self.used(resources):
-            program.write("join the control group", f"{group}/tasks", b"0", fd=fd)
+            program.write("join the control group", f"{group}/tasks", b"0", fd=program.share(fd))
 
     def _add_v2_steps(self, program: Program, group: str, resources: Resources) -> None:
         for hierarchy in self.hierarchies:

@@ -5,16 +5,14 @@ See user_namespaces(7) and "Idmappings" in the kernel's filesystems documentatio
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING
 
 from pycontainer._ffi import lib
-from pycontainer.errors import StartError, Unsupported
-from pycontainer.runtime.mounts import OPEN_TREE_CLONE
+from pycontainer.errors import Unsupported
 from pycontainer.runtime.process import Process
-from pycontainer.runtime.program import CWD, Program
+from pycontainer.runtime.program import Program
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +56,8 @@ class UserNamespaces:
         self._fds: dict[tuple[str, str], int] = {}
         self._lock = threading.Lock()
 
-    def get(self, uid_map: str, gid_map: str) -> int:
-        """Return the descriptor of a namespace with these maps.
+    def get(self, uid_map: str, gid_map: str, keeper_socket: int) -> int:
+        """Return the descriptor of a namespace with these maps; the keeper bears a process to make it.
 
         Raises:
             StartError: the kernel refuses the maps.
@@ -67,29 +65,8 @@ class UserNamespaces:
         key = (uid_map, gid_map)
         with self._lock:
             if key not in self._fds:
-                self._fds[key] = _make(uid_map, gid_map)
+                self._fds[key] = _make(uid_map, gid_map, keeper_socket)
             return self._fds[key]
-
-    def show(self, paths: Sequence[str], userns_fd: int, stack: contextlib.ExitStack) -> tuple[str, ...]:
-        """Return paths that show directories through the maps of a namespace, until the stack is closed.
-
-        Raises:
-            StartError: the file system does not support it.
-        """
-        program = Program()
-        for path in paths:
-            fd = program.step(
-                lib.PYC_OP_OPEN_TREE, "open the layer", path, fd=CWD, a=OPEN_TREE_CLONE, host=True, result=True
-            )
-            program.step(lib.PYC_OP_SETATTR, f"map the ids of the layer {path}", fd=fd, fd2=userns_fd, host=True)
-        try:
-            fds = program.prepare()
-        except StartError as error:
-            hint = "the file system of the store cannot show files with other ids (idmapped mounts)"
-            raise StartError(error.step, error.path, error.errno, hint) from error
-        for fd in fds:
-            stack.callback(os.close, fd)
-        return tuple(f"/proc/self/fd/{fd}" for fd in fds)
 
     def close(self) -> None:
         """Close all; safe to call again."""
@@ -98,14 +75,13 @@ class UserNamespaces:
                 os.close(self._fds.popitem()[1])
 
 
-def _make(uid_map: str, gid_map: str) -> int:
+def _make(uid_map: str, gid_map: str, keeper_socket: int) -> int:
     program = Program()
     program.clone_flags = _CLONE_NEWUSER
-    program.status = True
     program.uid_map, program.gid_map = uid_map, gid_map
     program.step(lib.PYC_OP_SYNC, "wait")
-    process = Process(program)
+    process = Process(program, keeper_socket)
     try:
         return os.open(f"/proc/{process.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        process.abandon()
+        process.close()

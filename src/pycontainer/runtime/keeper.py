@@ -1,13 +1,14 @@
-"""The keeper: one tiny process for each program that runs containers. It makes their end and their clean-up certain.
+"""The keeper and the cleaner: two tiny processes beside each program that runs containers.
 
-Every container hands the keeper a pidfd of itself before it executes its program. When the program that runs containers
-ends, in whatever way, the keeper sees its socket close: it kills what still runs, removes what the containers leave,
-and ends. While the program lives, the keeper removes the leftovers of ended containers, off the path of the next
-start. Its mount namespace holds three mounts; containers start from a copy of it, so that their start costs the same
-however many mounts the host has.
+The keeper bears the containers' processes: it is their parent, so the program never gets a signal for them or finds
+them in its own wait(2) calls, and nothing of the program (memory, descriptors, executable) is in reach of what runs in
+them. When the program ends, in whatever way, the keeper sees its socket close, kills what still runs and ends. Its
+mount namespace holds three mounts; containers start from a copy of it, however many mounts the host has.
 
-On disk: ``runs/<instance>/lock``, held by program and keeper for as long as one of them lives, and
-``runs/<instance>/<container id>/`` for each container. What a killed keeper left is removed by :func:`recover`.
+The cleaner removes what ended containers leave, off the path of the next start, and all of it when the program is gone.
+
+On disk: ``runs/<instance>/lock``, held by program and cleaner for as long as one of them lives, and
+``runs/<instance>/<container id>/`` for each container. What two killed helpers left is removed by :func:`recover`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ import errno
 import fcntl
 import os
 import re
-import secrets
+import select
 import socket
 import weakref
 from typing import TYPE_CHECKING
 
 from pycontainer._ffi import HELPER, lib, new_error, read_error
 from pycontainer.errors import StartError
-from pycontainer.runtime.process import Process
 from pycontainer.runtime.program import CWD, Program
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ ATTACH_POINT = "/r"  # in the keeper's mount namespace: where a container's root
 CLONE_NEWNS = 0x00020000
 _MS_PRIVATE = 1 << 18
 _ID = re.compile(r"[0-9a-f]{64}")
-_HIGH = 200  # descriptors are lifted above every number that the keeper's own take
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SEALS = (
     fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
     if hasattr(fcntl, "F_SEAL_SEAL")
@@ -83,49 +83,54 @@ def _runs_lock(runs: Path) -> Iterator[None]:
 
 
 class Keeper:
-    """The keeper of this process; started when made.
+    """The keeper and the cleaner of this process; started when made.
 
     Args:
         runs: the directory of all instances.
-        cgroups: the control groups whose leftovers it removes.
+        cgroups: the control groups whose leftovers are removed.
 
     Attributes:
         instance: directory of this instance.
         instance_fd: the same, open.
-        pidfd: of the keeper, from whose mount namespace containers start.
-        own_pidns_fd: the pid namespace that children of this process get otherwise.
     """
 
     def __init__(self, runs: Path, cgroups: Cgroups) -> None:
         self._owner = os.getpid()
         self._cgroups = cgroups
         self._stack = contextlib.ExitStack()
-        with self._stack:
-            runs.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.instance = runs / secrets.token_hex(8)
+        runs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.instance = runs / os.urandom(8).hex()
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
+            undo.push(self._stack)
             with _runs_lock(runs):
                 self.instance.mkdir(mode=0o700)
-                self._stack.callback(self._remove_instance)
+                undo.callback(self._remove_instance)
                 lock = self._own(os.open(self.instance / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            self._lock_fd = lock
-            self.instance_fd = self._own(os.open(self.instance, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            self.own_pidns_fd = self._own(os.open("/proc/self/ns/pid_for_children", os.O_RDONLY | os.O_CLOEXEC))
-            runs_fd = os.open(runs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            with contextlib.closing(_Descriptor(runs_fd)):
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                self._socket = ours
-                self._stack.callback(ours.close)
-                with theirs:
-                    fds = [theirs.fileno(), runs_fd, lock, *cgroups.parent_fds]
-                    self._process = _start(runs, self.instance.name, fds)
-            self.pidfd = self._process.pidfd
-            self._stack.pop_all()  # all is well: close() takes over
+            self.instance_fd = self._own(os.open(self.instance, _DIRECTORY))
+            runs_fd = os.open(runs, _DIRECTORY)
+            theirs.callback(os.close, runs_fd)
+            done, done_end = os.pipe2(os.O_CLOEXEC)
+            self._done = self._own(done)
+            kept, keeping = os.pipe2(os.O_CLOEXEC)
+            for fd in (done_end, kept, keeping):
+                theirs.callback(os.close, fd)
+            self._requests, requests = self._pair(theirs)
+            self._ids, ids = self._pair(theirs)
+            _launch_cleaner(self.instance.name, (ids, runs_fd, lock, kept, done_end, *cgroups.parent_fds))
+            _launch_keeper(runs, (requests, keeping, done_end))
+            undo.pop_all()  # all is well: close() takes over
         _open_keepers.add(self)
 
     def _own(self, fd: int) -> int:
         self._stack.callback(os.close, fd)
         return fd
+
+    def _pair(self, theirs: contextlib.ExitStack) -> tuple[socket.socket, int]:
+        ours, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._stack.callback(ours.close)
+        theirs.callback(other.close)
+        return ours, other.fileno()
 
     def _remove_instance(self) -> None:
         (self.instance / "lock").unlink(missing_ok=True)
@@ -133,19 +138,23 @@ class Keeper:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs and belongs to this process, not to the one that forked us."""
-        return self._owner == os.getpid() and self.pidfd >= 0 and self._process.wait(block=False) is None
+        """Whether it takes requests and belongs to this process, not to the one that forked us."""
+        if self._owner != os.getpid() or self._requests.fileno() < 0:
+            return False
+        poller = select.poll()
+        poller.register(self._requests, 0)
+        return not poller.poll(0)
 
     @property
-    def socket_fd(self) -> int:
-        """Where a starting container hands in its pidfd."""
-        return self._socket.fileno()
+    def requests_fd(self) -> int:
+        """Where the keeper takes requests for processes."""
+        return self._requests.fileno()
 
     def forget(self, container_id: str) -> None:
         """Have the leftovers of an ended container removed; returns before it is done."""
         try:
-            self._socket.send(container_id.encode())
-        except OSError:  # the keeper was killed: do its work here
+            self._ids.send(container_id.encode())
+        except OSError:  # the cleaner was killed: do its work here
             clean(self.instance_fd, container_id, self._cgroups)
 
     def note_group(self, container_id: str, group: str) -> None:
@@ -157,25 +166,20 @@ class Keeper:
         (self.instance / f"{container_id}.cgroup").unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Kill what still runs, remove what is left, end the keeper, and wait for all that. Safe to call again."""
-        if self._owner != os.getpid() or self.pidfd < 0:
+        """Kill what still runs, remove what is left, end both helpers, and wait for all that. Safe to call again."""
+        if self._owner != os.getpid() or self._requests.fileno() < 0:
             return
         _open_keepers.discard(self)
-        self._socket.close()
-        self._process.wait()
-        self._process.close()
-        self.pidfd = -1
-        self._close_descriptors()
+        self._requests.close()
+        self._ids.close()
+        os.read(self._done, 1)  # the end of the stream: both have ended
+        if self.instance.exists():  # the cleaner was killed
+            clean_instance(self.instance, self._cgroups)
+        self._stack.close()
 
     def drop(self) -> None:
-        """After a fork, in the child: let go of the parent's keeper without ending it."""
-        self._socket.close()
-        self.pidfd = -1
-        self._close_descriptors()  # the lock above all: held here, it would outlive its owner
-
-    def _close_descriptors(self) -> None:
-        for fd in (self._lock_fd, self.instance_fd, self.own_pidns_fd):
-            os.close(fd)
+        """After a fork, in the child: let go of the parent's helpers without ending them."""
+        self._stack.close()
 
 
 _open_keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
@@ -190,39 +194,55 @@ def _drop_all() -> None:
 os.register_at_fork(after_in_child=_drop_all)
 
 
-class _Descriptor:
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
+def _execute_helper(program: Program, argv: tuple[str, ...], fds: tuple[int, ...]) -> None:
+    """Append the last steps of a helper, which gets ``fds`` from number 3 on, and launch it.
 
-    def close(self) -> None:
-        os.close(self._fd)
+    Raises:
+        StartError: it cannot be started.
+    """
+    lifted: list[int] = []
+    try:
+        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        lifted.append(null)
+        for fd in (helper_fd(), *fds):
+            lifted.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3 + len(fds)))  # noqa: PERF401 - closed one by one
+        program.step(lib.PYC_OP_SETSID, "start a session")
+        program.step(lib.PYC_OP_STDIO, "give the helper its standard streams", fd=null, fd2=null, a=null)
+        for number, fd in enumerate(lifted[2:], start=3):
+            program.step(lib.PYC_OP_DUP, "give the helper its descriptors", fd=fd, a=number)
+        program.execute("execute the helper", "", [f"pycontainer-{argv[0]}", *argv], [], fd=lifted[1])
+        program.launch()
+    except OSError as error:
+        hint = "more open files must be allowed: ulimit -n" if error.errno in (errno.EINVAL, errno.EMFILE) else ""
+        raise StartError("start the keeper", "", error.errno or 0, hint) from error
+    finally:
+        for fd in lifted:
+            os.close(fd)
 
 
-def _start(runs: Path, name: str, fds: list[int]) -> Process:
+def _launch_cleaner(name: str, fds: tuple[int, ...]) -> None:
+    program = Program()
+    program.step(lib.PYC_OP_SEAL_FDS, "close the caller's descriptors", a=3)
+    program.step(lib.PYC_OP_CHDIR, "leave the caller's directory", "/")
+    _execute_helper(program, ("clean", name), fds)
+
+
+def _launch_keeper(runs: Path, fds: tuple[int, ...]) -> None:
     program = Program()
     program.clone_flags = CLONE_NEWNS
     program.step(lib.PYC_OP_SEAL_FDS, "close the caller's descriptors", a=3)
+    program.step(lib.PYC_OP_UMASK, "clear the umask")
     program.step(
         lib.PYC_OP_SETATTR, "make the keeper's mounts private", "/", fd=CWD, c=_MS_PRIVATE, flags=lib.PYC_RECURSIVE
     )
     root = program.mount("mount the keeper's root", "tmpfs", ["mode=755", "size=64k"])
-    for directory in ("r", "proc", "sys"):
-        program.mkdir("make the keeper's root", directory, fd=root)
+    for directory in (ATTACH_POINT, "/proc", "/sys"):
+        program.mkdir("make the keeper's root", directory.removeprefix("/"), fd=root)
     program.step(lib.PYC_OP_PIVOT, "enter the keeper's root", str(runs), fd=root)
-    program.attach("mount proc for the keeper", program.mount("mount proc for the keeper", "proc"), "/proc")
-    program.attach("mount sysfs for the keeper", program.mount("mount sysfs for the keeper", "sysfs"), "/sys")
-    program.step(lib.PYC_OP_SETSID, "start the keeper's session")
-    lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HIGH) for fd in (helper_fd(), *fds)]
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        program.step(lib.PYC_OP_STDIO, "give the keeper its standard streams", fd=null, fd2=null, a=null)
-        for number, fd in enumerate(lifted[1:], start=3):
-            program.step(lib.PYC_OP_DUP, "give the keeper its descriptors", fd=fd, a=number)
-        program.execute("execute the keeper", "", ["pycontainer-keeper", "keep", name], [], fd=lifted[0])
-        return Process(program)
-    finally:
-        for fd in (null, *lifted):
-            os.close(fd)
+    for kind, path in (("proc", "/proc"), ("sysfs", "/sys")):
+        label = f"mount {kind} for the keeper"
+        program.attach(label, program.mount(label, kind), path)
+    _execute_helper(program, ("keep",), fds)
 
 
 def clean(instance_fd: int, container_id: str, cgroups: Cgroups) -> None:
@@ -246,7 +266,10 @@ def recover(runs: Path, cgroups: Cgroups) -> int:
         for entry in runs.iterdir():
             if not entry.is_dir():
                 continue
-            fd = os.open(entry / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fd = os.open(entry / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:  # its cleaner was quicker
+                continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -257,15 +280,23 @@ def recover(runs: Path, cgroups: Cgroups) -> int:
             dead.append((entry, fd))
     try:
         for entry, _ in dead:
-            _clean_instance(entry, cgroups)
+            clean_instance(entry, cgroups)
     finally:
         for _, fd in dead:
             os.close(fd)
     return len(dead)
 
 
-def _clean_instance(instance: Path, cgroups: Cgroups) -> None:
-    fd = os.open(instance, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def clean_instance(instance: Path, cgroups: Cgroups) -> None:
+    """Kill and remove all that an instance without helpers has left.
+
+    Raises:
+        StartError: something cannot be removed.
+    """
+    try:
+        fd = os.open(instance, _DIRECTORY)
+    except FileNotFoundError:  # its cleaner was quicker
+        return
     try:
         for name in os.listdir(fd):  # noqa: PTH208 - by descriptor: the path may be another directory by now
             if name.endswith(".cgroup"):

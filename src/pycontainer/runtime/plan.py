@@ -6,6 +6,7 @@ path of the host is done by host steps and enters as a descriptor; after pivot_r
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ CLONE = {
     "time": 0x00000080,
 }
 SYNC_CREATE_RUNTIME = 1
+_LOWERDIR_PLUS = (6, 8)  # the kernel that takes overlay layers one by one
+_TIME_AT_EXEC = (6, 3)  # the kernel that enters a new time namespace at execve
 O_PATH = 0o10000000
 
 _O_CREAT = os.O_CREAT
@@ -63,11 +66,13 @@ class Overlay:
         lowers: directories, topmost first.
         directory: holds ``upper`` and ``work``, made by the start.
         owner: user and group of the writable layer's own root, as the host sees them.
+        userns_fd: user namespace through whose id maps the layers are shown, or -1.
     """
 
     lowers: tuple[str, ...]
     directory: str
     owner: tuple[int, int] = (0, 0)
+    userns_fd: int = -1
 
 
 @attrs.frozen(kw_only=True)
@@ -90,7 +95,7 @@ class Start:
         cgroups: the control groups of the engine.
         user_namespaces: those that carry id maps for mounts.
         seccomp: the compiled filter, or None.
-        stdio: descriptors for 0, 1 and 2; -1 where a terminal takes their place.
+        stdio: descriptors for 0, 1 and 2; -1 is the container's own /dev/null.
         init: run the helper as PID 1, which starts the program and reaps.
         files: small files laid over the image's, by path.
         bundle: directory to which relative sources refer.
@@ -123,18 +128,58 @@ def build(start: Start) -> Program:
     return _Builder(start).build()
 
 
-def add_overlay(program: Program, lowers: Sequence[str], directory: str | None = None) -> int:
-    """Append the host step that mounts layers over each other, attached nowhere; return the mount's operand.
+def add_overlay(program: Program, lowers: Sequence[str], directory: str | None = None, *, userns_fd: int = -1) -> int:
+    """Append the host steps that mount layers over each other, attached nowhere; return the mount's operand.
 
     Args:
         program: where to.
         lowers: directories, topmost first; two at least when nothing is writable.
         directory: holds ``upper`` and ``work``; None for a read-only view.
+        userns_fd: user namespace through whose id maps the layers are shown, or -1.
     """
-    options = [f"lowerdir+={path}" for path in lowers]
-    if directory is not None:
-        options += [f"upperdir={directory}/upper", f"workdir={directory}/work", "volatile", "xino=off"]
-    return program.mount("mount the root overlay", "overlay", options, host=True)
+    label = "mount the root overlay"
+    lowers = tuple(dict.fromkeys(lowers))  # a layer that an image has twice counts where it is topmost
+    writable = [] if directory is None else [f"upperdir={directory}/upper", f"workdir={directory}/work", "volatile"]
+    old = kernel_version() < _LOWERDIR_PLUS
+    shown = [] if userns_fd < 0 else [_show_layer(program, path, userns_fd) for path in lowers]
+    if not old and not shown:
+        options = [f"lowerdir+={path}" for path in lowers]
+        return program.mount(label, "overlay", [*options, *writable], host=True)
+    # Layers shown through id maps must be attached somewhere, and before lowerdir+ the list of layers fits only into
+    # mount(2): both in a mount namespace that is thrown away.
+    program.step(lib.PYC_OP_ELSEWHERE, "make a mount namespace", a=len(shown) + (2 if old else 1), host=True)
+    for path, fd in zip(lowers, shown, strict=False):
+        program.step(lib.PYC_OP_ATTACH, "show the layer", path, fd=fd, fd2=CWD, host=True)
+    if not old:
+        options = [f"lowerdir+={path}" for path in lowers]
+        return program.mount(label, "overlay", [*options, *writable], host=True)
+    escaped = ":".join(path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,") for path in lowers)
+    program.step(
+        lib.PYC_OP_MOUNT,
+        label,
+        lowers[-1],
+        text=",".join([f"lowerdir={escaped}", *writable]),
+        kind="overlay",
+        host=True,
+    )
+    return program.step(
+        lib.PYC_OP_OPEN_TREE, label, lowers[-1], fd=CWD, a=mounts.OPEN_TREE_CLONE, host=True, result=True
+    )
+
+
+def _show_layer(program: Program, path: str, userns_fd: int) -> int:
+    fd = program.step(
+        lib.PYC_OP_OPEN_TREE, "open the layer", path, fd=CWD, a=mounts.OPEN_TREE_CLONE, host=True, result=True
+    )
+    program.step(lib.PYC_OP_SETATTR, f"map the ids of the layer {path}", fd=fd, fd2=userns_fd, host=True)
+    return fd
+
+
+@functools.lru_cache(maxsize=1)
+def kernel_version() -> tuple[int, int]:
+    """Return the first two numbers of the kernel's release."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int(minor.partition("-")[0])
 
 
 class _Builder:
@@ -150,19 +195,18 @@ class _Builder:
         self.new = {n.type for n in self.linux.namespaces if n.type not in start.join}
         self.has = self.new | set(start.join)
         self.userns = "user" in self.has
-        self.attach_point = ATTACH_POINT
 
     def build(self) -> Program:
         refuse_unsupported(self.spec)
         self._clone()
         resources = self.linux.resources or oci.Resources()
-        root = self._root()
         self.start.cgroups.add_steps(self.program, self.start.cgroup, resources)
+        self.program.mark_early()
+        root = self._root()
         binds = self._binds()
         self._enter_namespaces()
         files = self._small_files()
         if self.start.park:
-            self.program.status = True
             self.program.step(lib.PYC_OP_SYNC, "wait for the hooks", a=SYNC_CREATE_RUNTIME)
         early = self._early_mounts()
         self._pivot(root)
@@ -176,31 +220,25 @@ class _Builder:
     # ── namespaces ──
 
     def _clone(self) -> None:
-        program, keeper = self.program, self.start.keeper
+        program = self.program
         if "mount" not in self.has:
             msg = "linux.namespaces: a container needs a mount namespace of its own; add {'type': 'mount'}"
             raise Unsupported(msg)
         if "mount" in self.start.join:
             msg = "linux.namespaces: joining a mount namespace by path is not possible at the start of a container"
             raise Unsupported(msg)
-        program.clone_flags = sum(CLONE[name] for name in self.new & {"pid", "network", "ipc", "uts", "user"})
-        if "pid" in self.start.join:
-            program.pidns_fd, program.own_pidns_fd = self.start.join["pid"], keeper.own_pidns_fd
+        if "user" in self.start.join:  # what is made before would not belong to it
+            program.clone_flags = sum(CLONE[name] for name in self.new & {"pid"})
+        else:
+            program.clone_flags = sum(CLONE[name] for name in self.new - {"cgroup", "time"})
+        program.pidns_fd = self.start.join.get("pid", -1)
         if "user" in self.new:
-            # Whoever may write the maps must not be kept waiting by vfork; and a namespace of mounts has to belong to
-            # the new user namespace, so it is made with it.
-            program.status = True
-            program.clone_flags |= CLONE["mount"]
             program.uid_map = idmaps.map_text(self.linux.uid_mappings)
             program.gid_map = idmaps.map_text(self.linux.gid_mappings)
-        program.step(lib.PYC_OP_SEAL_FDS, "close the caller's descriptors", a=3)
-        # Until the keeper knows it, the kernel ends it with its caller; a program may switch that off, not the keeper.
-        program.step(lib.PYC_OP_PRCTL, "tie the process to its caller", a=identity.PR_SET_PDEATHSIG, b=9)
-        program.step(lib.PYC_OP_REGISTER, "register with the keeper", self.start.container_id, fd=keeper.socket_fd)
         program.step(lib.PYC_OP_UMASK, "clear the umask", a=0)
 
     def _enter_namespaces(self) -> None:
-        program, keeper = self.program, self.start.keeper
+        program = self.program
         if self.process.oom_score_adj is not None:
             program.write(
                 "set oom_score_adj", "/proc/self/oom_score_adj", str(self.process.oom_score_adj).encode(), proc=True
@@ -208,16 +246,11 @@ class _Builder:
         self._time_namespace()
         if self.userns:
             self._enter_user_namespace()
-        else:
-            program.step(lib.PYC_OP_SETNS, "enter the small mount namespace", fd=keeper.pidfd, a=CLONE["mount"])
-            program.step(
-                lib.PYC_OP_UNSHARE,
-                "make the mount and cgroup namespaces",
-                a=CLONE["mount"] | (CLONE["cgroup"] if "cgroup" in self.new else 0),
-            )
+        if "cgroup" in self.new:
+            program.step(lib.PYC_OP_UNSHARE, "make the cgroup namespace", a=CLONE["cgroup"])
         for kind in ("network", "ipc", "uts", "cgroup"):
             if kind in self.start.join:
-                program.step(lib.PYC_OP_SETNS, f"join the {kind} namespace", fd=self.start.join[kind], a=CLONE[kind])
+                self._join(kind)
         if self.spec.hostname:
             self._need("uts", "hostname")
             program.step(lib.PYC_OP_HOSTNAME, "set the host name", self.spec.hostname)
@@ -227,24 +260,27 @@ class _Builder:
         if "network" in self.new:
             program.step(lib.PYC_OP_LOOPBACK, "bring up the loopback interface")
 
+    def _join(self, kind: str) -> None:
+        fd = self.program.share(self.start.join[kind])
+        self.program.step(lib.PYC_OP_SETNS, f"join the {kind} namespace", fd=fd, a=CLONE[kind])
+
     def _enter_user_namespace(self) -> None:
         program = self.program
         if "user" in self.start.join:
-            program.step(lib.PYC_OP_SETNS, "join the user namespace", fd=self.start.join["user"], a=CLONE["user"])
-            program.step(lib.PYC_OP_UNSHARE, "make the mount namespace", a=CLONE["mount"])
+            self._join("user")
+            flags = sum(CLONE[name] for name in self.new - {"user", "pid", "cgroup", "time"})
+            program.step(lib.PYC_OP_UNSHARE, "make the namespaces", a=flags)
         program.step(lib.PYC_OP_GROUPS, "drop the caller's groups", data=b"", flags=lib.PYC_DENIED_OK)
         program.step(lib.PYC_OP_IDS, "become root of the user namespace")
-        if "cgroup" in self.new:
-            program.step(lib.PYC_OP_UNSHARE, "make the cgroup namespace", a=CLONE["cgroup"])
-        self.attach_point = "/proc"  # of the host's mounts, a directory that any user may enter
-        program.step(lib.PYC_OP_CHDIR, "leave the caller's directory", "/")
-        program.step(lib.PYC_OP_SETATTR, "make the mounts private", "/", fd=CWD, c=1 << 18, flags=lib.PYC_RECURSIVE)
 
     def _time_namespace(self) -> None:
         if "time" in self.start.join:
-            self.program.step(lib.PYC_OP_SETNS, "join the time namespace", fd=self.start.join["time"], a=CLONE["time"])
+            self._join("time")
         if "time" not in self.new:
             return
+        if kernel_version() < _TIME_AT_EXEC:
+            msg = "a time namespace needs Linux 6.3 or newer, whose execve enters it"
+            raise Unsupported(msg)
         self.program.step(lib.PYC_OP_UNSHARE, "make the time namespace", a=CLONE["time"])
         offsets = self.linux.time_offsets
         for name in ("monotonic", "boottime"):
@@ -263,6 +299,10 @@ class _Builder:
     def _root(self) -> int:
         program, root = self.program, self.start.root
         if isinstance(root, Directory):
+            # Nothing is kept there, but by it the cleaner knows the container.
+            program.mkdir(
+                "make the container's directory", self.start.container_id, fd=self.start.keeper.instance_fd, host=True
+            )
             fd = program.step(
                 lib.PYC_OP_OPEN_TREE,
                 "open the root directory",
@@ -294,10 +334,10 @@ class _Builder:
                 b=root.owner[1],
                 host=True,
             )
-        return add_overlay(program, root.lowers, root.directory)
+        return add_overlay(program, root.lowers, root.directory, userns_fd=root.userns_fd)
 
     def _pivot(self, root: int) -> None:
-        self.program.step(lib.PYC_OP_PIVOT, "enter the container's root", self.attach_point, fd=root)
+        self.program.step(lib.PYC_OP_PIVOT, "enter the container's root", ATTACH_POINT, fd=root)
 
     # ── mounts ──
 
@@ -315,7 +355,9 @@ class _Builder:
             return -1
         uids = mount.uid_mappings or self.linux.uid_mappings
         gids = mount.gid_mappings or self.linux.gid_mappings
-        return self.start.user_namespaces.get(idmaps.map_text(uids), idmaps.map_text(gids))
+        return self.start.user_namespaces.get(
+            idmaps.map_text(uids), idmaps.map_text(gids), self.start.keeper.requests_fd
+        )
 
     def _small_files(self) -> dict[str, int]:
         """Put the small files on a tmpfs of their own, seen nowhere but where each is bound; by path."""
@@ -324,7 +366,7 @@ class _Builder:
             return {}
         label = "make the container's own files in /etc"
         fd = program.mount(label, "tmpfs", ["mode=755", "size=1m"])
-        program.attach(label, fd, self.attach_point)
+        program.attach(label, fd, ATTACH_POINT)
         operands = {}
         for number, (path, data) in enumerate(files.items()):
             program.write(label, str(number), data, fd=fd, open_flags=_O_CREAT)
@@ -488,12 +530,13 @@ class _Builder:
         identity.add_scheduling(program, process, self.linux)
         program.step(lib.PYC_OP_KEYRING, "make a session keyring", flags=lib.PYC_DENIED_OK)
         self._streams()
+        helper = program.share(helper_fd()) if self.start.init else -1
+        program.step(lib.PYC_OP_CLOSE_ALL, "close all other descriptors", fd=helper)
         identity.add_credentials(program, process, self.start.seccomp)
 
     def _streams(self) -> None:
         program, process = self.program, self.process
         if process.terminal:
-            program.status = True
             size = process.console_size
             devpts = program.step(
                 lib.PYC_OP_OPEN,
@@ -517,9 +560,9 @@ class _Builder:
         program.step(
             lib.PYC_OP_STDIO,
             "give the process its standard streams",
-            fd=stdin,
-            fd2=stdout,
-            a=stderr & ((1 << 64) - 1),
+            fd=program.share(stdin),
+            fd2=program.share(stdout),
+            a=program.share(stderr),
             b=process.user.uid,
             c=process.user.gid,
         )
@@ -531,11 +574,8 @@ class _Builder:
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         )
         if self.start.init:
-            self.program.status = True
             self.program.status_target = 3
-            self.program.execute(
-                "execute the init", "", ["pycontainer-init", "init", *process.args], process.env, fd=helper_fd()
-            )
+            self.program.execute("execute the init", "", ["pycontainer-init", "init", *process.args], process.env, fd=4)
             return
         self.program.execute("execute", process.args[0], process.args, process.env, search_path=path)
 

@@ -1,14 +1,15 @@
-"""One process started by the core: wait for it, signal it, feed it, read it. Tracked by pidfd, never by number."""
+"""One process born by a keeper: wait for it, signal it, feed it, read it. Tracked by pidfd, never by number."""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import select
+import struct
 import termios
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Exit", "Process", "Streams"]
 
 _CHUNK = 1 << 16
-_KILLED = 9
+_SIGKILL = 9
 _CLD_EXITED = 1
+_EXIT = struct.Struct("<iiqqq")  # PycExit of csrc/start.h
 
 Sink = Callable[[bytes], object]
 
@@ -72,26 +74,37 @@ class Streams:
 
 
 class Process:
-    """A started process, or one that is parked at a ``SYNC`` step.
+    """A process born by a keeper: started, or parked at a ``SYNC`` step.
 
     Args:
         program: the steps; its host steps run in this thread.
+        keeper_socket: where the keeper takes requests.
 
     Raises:
         StartError: a step failed; the process is gone.
     """
 
-    __slots__ = ("_child", "_exit", "pidfd", "terminal")
+    __slots__ = ("_child", "_exit", "_owner", "exit_fd", "pidfd", "terminal")
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, keeper_socket: int) -> None:
         self._child = ffi.new("PycChild *")
+        self._child.pidfd = self._child.exit_fd = self._child.tty_fd = self._child.status_fd = -1
         self._exit: Exit | None = None
+        self._owner = os.getpid()
+        self.pidfd = self.exit_fd = self.terminal = -1
         packed = program.pack()
         err = new_error()
-        if lib.pyc_spawn(ffi.from_buffer(packed), len(packed), self._child, err) < 0:
+        self._take(lib.pyc_start(ffi.from_buffer(packed), len(packed), keeper_socket, self._child, err), err)
+
+    def _take(self, code: int, err: Any) -> None:  # noqa: ANN401 - a cffi struct has no static type
+        """Follow a start, letting Python handle signals in between, and take over what it opened."""
+        while code == 0 and self._child.event == lib.PYC_EVENT_INTERRUPTED:
+            code = lib.pyc_follow(self._child, err)
+        self.pidfd = self._child.pidfd
+        self.exit_fd = self._child.exit_fd
+        self.terminal = self._child.tty_fd
+        if code < 0:
             raise StartError(*read_error(err))
-        self.pidfd: int = self._child.pidfd
-        self.terminal: int = self._child.tty_fd
 
     @property
     def pid(self) -> int:
@@ -110,69 +123,66 @@ class Process:
             StartError: a step failed; the process is gone.
         """
         err = new_error()
-        if lib.pyc_resume(self._child, err) < 0:
-            self.pidfd = -1
-            raise StartError(*read_error(err))
-        self.terminal = self._child.tty_fd
+        self._take(lib.pyc_resume(self._child, err), err)
 
-    def abandon(self) -> None:
-        """Kill and reap a parked process."""
-        lib.pyc_abandon(self._child, new_error())
-        self.pidfd = -1
-
-    def kill(self, signal: int = _KILLED) -> None:
+    def kill(self, signal: int = _SIGKILL) -> None:
         """Send a signal; to a process that has ended, nothing happens.
 
         Raises:
             OSError: the kernel refused.
         """
-        if self._exit is None and self.pidfd >= 0:
+        if self._exit is None and self.pidfd >= 0 and self._owner == os.getpid():
             code = lib.pyc_kill(self.pidfd, signal)
-            if code < 0 and code != -3:  # noqa: PLR2004 - ESRCH
+            if code < 0 and code != -errno.ESRCH:
                 raise OSError(-code, os.strerror(-code))
+
+    def wait(self) -> Exit:
+        """Wait until it has ended and the keeper has reaped it; return how it ended."""
+        if self._exit is None:
+            data = os.read(self.exit_fd, _EXIT.size)
+            if len(data) == _EXIT.size:
+                code, status, user_us, system_us, max_rss = _EXIT.unpack(data)
+            else:  # the keeper was killed, and the kernel kills what it bore: make sure of it
+                lib.pyc_kill(self.pidfd, _SIGKILL)
+                select.select([self.pidfd], [], [])
+                code, status, user_us, system_us, max_rss = 0, _SIGKILL, 0, 0, 0
+            exited = code == _CLD_EXITED
+            self._exit = Exit(
+                status=status if exited else 0,
+                signal=0 if exited else status,
+                user_us=user_us,
+                system_us=system_us,
+                max_rss=max_rss,
+            )
+        return self._exit
 
     def resize(self, rows: int, columns: int) -> None:
         """Set the window size of its terminal, if it has one; see ioctl_tty(2)."""
         if self.terminal >= 0:
             termios.tcsetwinsize(self.terminal, (rows, columns))
 
+    def close(self) -> None:
+        """Close the descriptors; a process that still runs is killed first and waited for. Safe to call again.
+
+        In a process forked off the one that started it, only the descriptors are closed.
+        """
+        if self._owner == os.getpid() and self._exit is None and self.exit_fd >= 0:
+            if self._child.status_fd >= 0:  # parked, or interrupted while it started
+                os.close(self._child.status_fd)
+            self.pidfd = self._child.pidfd
+            self.kill()
+            if self.pidfd >= 0:
+                self.wait()
+        for fd in (self.pidfd, self.exit_fd, self.terminal):
+            if fd >= 0:
+                os.close(fd)
+        self.pidfd = self.exit_fd = self.terminal = -1
+        self._child.status_fd = -1
+
     def __del__(self) -> None:
         """Never leave a process behind, even one whose owner was interrupted before it had it."""
-        if getattr(self, "pidfd", -1) >= 0:
+        if hasattr(self, "exit_fd"):
             self.close()
-
-    def wait(self, *, block: bool = True) -> Exit | None:
-        """Reap the process; return how it ended, or None when it still runs and ``block`` is false."""
-        if self._exit is None:
-            ended = ffi.new("PycWait *")
-            err = new_error()
-            if lib.pyc_wait(self.pidfd, block, ended, err) < 0:
-                step, _, errno = read_error(err)
-                raise OSError(errno, f"{step}: {os.strerror(errno)}")
-            if ended.code == 0:
-                return None
-            exited = ended.code == _CLD_EXITED
-            self._exit = Exit(
-                status=ended.status if exited else 0,
-                signal=0 if exited else ended.status,
-                user_us=ended.user_us,
-                system_us=ended.system_us,
-                max_rss=ended.max_rss,
-            )
-        return self._exit
-
-    def close(self) -> None:
-        """Close the descriptors; a process that still runs is killed first and reaped. Safe to call again."""
-        if self.pidfd >= 0:
-            if self._exit is None:
-                self.kill()
-                self.wait()
-            os.close(self.pidfd)
-            self.pidfd = -1
-        if self.terminal >= 0:
-            with contextlib.suppress(OSError):
-                os.close(self.terminal)
-            self.terminal = -1
 
     def communicate(self, streams: Streams, *, deadline: float | None = None) -> bool:
         """Feed and read the process until it has ended and its output is drained.
@@ -184,7 +194,7 @@ class Process:
         Returns:
             Whether it ended; False at the deadline. An exception, such as KeyboardInterrupt, leaves it running.
         """
-        exchange = _Exchange(self.pidfd, streams)
+        exchange = _Exchange(self.exit_fd, streams)
         while not exchange.done:
             # Once it has ended nobody writes any more, unless a stranger holds the pipe: take what is there.
             wait = 0.0 if exchange.ended else None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
@@ -196,12 +206,12 @@ class Process:
 class _Exchange:
     """The conversation with one process: which descriptors are watched, what is still to be written."""
 
-    def __init__(self, pidfd: int, streams: Streams) -> None:
+    def __init__(self, exit_fd: int, streams: Streams) -> None:
         self.ended = False
-        self._pidfd = pidfd
+        self._exit_fd = exit_fd
         self._streams = streams
         self._poller = select.poll()
-        self._poller.register(pidfd, select.POLLIN)
+        self._poller.register(exit_fd, select.POLLIN)
         self._sinks: dict[int, Sink] = dict(streams.outputs)
         for fd in self._sinks:
             os.set_blocking(fd, False)
@@ -225,7 +235,7 @@ class _Exchange:
         """Wait up to ``timeout`` milliseconds and do what can be done; return whether there was anything."""
         events = self._poller.poll(timeout)
         for fd, _ in events:
-            if fd == self._pidfd:
+            if fd == self._exit_fd:
                 self.ended = True
                 self._poller.unregister(fd)
             elif fd in self._sinks:

@@ -20,7 +20,7 @@ __all__ = ["CWD", "Program"]
 CWD = -100  # AT_FDCWD
 NONE = -1
 
-_HEADER = struct.Struct("<IIIIIiiiQIIIiII")
+_HEADER = struct.Struct("<IIIIIIQIIIIiiiI")
 _STEP = struct.Struct("<HHIiiQQQIIIIiI")
 _U64 = (1 << 64) - 1
 
@@ -30,7 +30,8 @@ Text = str | bytes
 class Program:
     """The steps of one start, in the order in which they will run.
 
-    ``fd`` operands are descriptors of the caller, :data:`CWD`, or what :meth:`slot` and steps with results return.
+    ``fd`` operands are :data:`CWD`, what :meth:`share` and steps with results return and, in host steps only, plain
+    descriptors of the caller.
     The label of a step is what an error calls it: "mount proc".
     """
 
@@ -38,16 +39,15 @@ class Program:
         "_child",
         "_host",
         "_pool",
+        "_shared",
         "_slots",
         "_texts",
         "cgroup_fd",
         "clone_flags",
+        "early_steps",
         "exec_pointers",
         "gid_map",
-        "host_slots",
-        "own_pidns_fd",
         "pidns_fd",
-        "status",
         "status_target",
         "uid_map",
     )
@@ -58,16 +58,26 @@ class Program:
         self._host: list[bytes] = []
         self._child: list[bytes] = []
         self._slots = 0
-        self.host_slots = 0
+        self._shared: dict[int, int] = {}
+        self.early_steps = 0
         self.clone_flags = 0
-        self.pidns_fd = NONE
-        self.own_pidns_fd = NONE
         self.cgroup_fd = NONE
+        self.pidns_fd = NONE
         self.uid_map = ""
         self.gid_map = ""
-        self.status = False
         self.status_target = NONE
         self.exec_pointers = 0
+
+    def share(self, fd: int) -> int:
+        """Return the operand by which child steps know a descriptor of the caller; it must stay open for the start."""
+        if fd < 0:
+            return fd
+        index = self._shared.setdefault(fd, len(self._shared))
+        return int(lib.PYC_SLOT_BASE) - int(lib.PYC_SHARED) - index
+
+    def mark_early(self) -> None:
+        """Have the host steps so far run before the process is born, the others while it is being born."""
+        self.early_steps = len(self._host)
 
     def text(self, value: Text) -> int:
         """Put a text into the pool, once, and return its offset."""
@@ -92,14 +102,12 @@ class Program:
             self._pool.append(0)
         return offset
 
-    def _take_slot(self, *, host: bool) -> int:
+    def _take_slot(self) -> int:
         slot = self._slots
-        if slot >= lib.PYC_SLOTS:
-            msg = f"too many mounts and devices for one container (room for {lib.PYC_SLOTS})"
+        if slot + len(self._shared) >= lib.PYC_PASSED:
+            msg = f"too many mounts and devices for one container (room for {lib.PYC_PASSED})"
             raise ValueError(msg)
         self._slots += 1
-        if host:
-            self.host_slots = self._slots
         return slot
 
     def _add(
@@ -153,6 +161,7 @@ class Program:
         c: int = 0,
         data: bytes | None = None,
         text: Text | None = None,
+        kind: Text = "",
         flags: int = 0,
         host: bool = False,
         result: bool = False,
@@ -170,11 +179,12 @@ class Program:
             c: third number.
             data: binary data as second text.
             text: second text, instead of data.
+            kind: third text.
             flags: ``PYC_*`` step flags.
             host: run it in the caller, before clone.
             result: keep the descriptor it returns.
         """
-        slot = self._take_slot(host=host) if result else NONE
+        slot = self._take_slot() if result else NONE
         s2 = length = 0
         if data is not None:
             s2, length = self.data(data), len(data)
@@ -192,6 +202,7 @@ class Program:
             s1=path,
             s2=s2,
             length=length,
+            s3=self.text(kind),
             ret=slot,
             flags=flags,
         )
@@ -267,6 +278,17 @@ class Program:
         self._pool.append(0)
         return offset
 
+    def launch(self) -> None:
+        """Run the child steps in a process that is nobody's child for long; it must end in :meth:`execute`.
+
+        Raises:
+            StartError: a step failed; the process is gone.
+        """
+        packed = self.pack()
+        err = new_error()
+        if lib.pyc_launch(ffi.from_buffer(packed), len(packed), err) < 0:
+            raise StartError(*read_error(err))
+
     def prepare(self) -> tuple[int, ...]:
         """Run the host steps alone; return the descriptors of their results, now the caller's.
 
@@ -274,9 +296,9 @@ class Program:
             StartError: a step failed; nothing is open.
         """
         packed = self.pack()
-        fds = ffi.new("int32_t[]", max(self.host_slots, 1))
+        fds = ffi.new("int32_t[]", max(self._slots, 1))
         err = new_error()
-        count = lib.pyc_prepare(ffi.from_buffer(packed), len(packed), fds, self.host_slots, err)
+        count = lib.pyc_prepare(ffi.from_buffer(packed), len(packed), fds, self._slots, err)
         if count < 0:
             raise StartError(*read_error(err))
         return tuple(fds[0:count])
@@ -284,6 +306,7 @@ class Program:
     def pack(self) -> bytes:
         """Return the program as the core takes it."""
         uid_map, gid_map = self.text(self.uid_map), self.text(self.gid_map)
+        shared = self.data(struct.pack(f"<{len(self._shared)}i", *self._shared)) if self._shared else 0
         self._pool.append(0)
         steps = b"".join(self._host) + b"".join(self._child)
         pool_offset = _HEADER.size + len(steps)
@@ -291,17 +314,17 @@ class Program:
             lib.PYC_PROGRAM_MAGIC,
             pool_offset + len(self._pool),
             len(self._host),
+            self.early_steps,
             len(self._child),
             pool_offset,
-            self.pidns_fd,
-            self.own_pidns_fd,
-            self.cgroup_fd,
             self.clone_flags,
             uid_map,
             gid_map,
-            int(self.status),
+            shared,
+            len(self._shared),
+            self.cgroup_fd,
+            self.pidns_fd,
             self.status_target,
-            self.host_slots,
             self.exec_pointers,
         )
         return b"".join((header, steps, self._pool))

@@ -172,3 +172,12 @@ def test_no_file_names_a_machine() -> None:
 def test_no_room_is_called_after_nothing() -> None:
     names = {"utils", "util", "helpers", "helper", "common", "manager", "misc"}
     assert [path for path in MODULES if path.stem in names or path.parent.name in names] == []
+
+
+@pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="only the tests are on this machine, not the documentation")
+def test_every_public_name_is_documented() -> None:
+    documented = set()
+    for page in ("reference.rst", "errors.rst"):
+        text = (ROOT / "docs" / page).read_text()
+        documented |= set(re.findall(r"^\.\. auto(?:class|exception|function|data):: (\w+)", text, re.MULTILINE))
+    assert set(importlib.import_module("pycontainer").__all__) - documented == set()

@@ -341,9 +341,22 @@ static int read_sparse(const char *key, char *value, PycTarExtra *x, PycTarSegme
     return 0;
 }
 
-static int add_xattr(PycTarExtra *x, const char *name, const char *value, size_t size) {
+/* GNU tar writes "=" and "%" in the names of xattrs as "%3D" and "%25", since a record's key ends at the first "=". */
+static void unescape(char *name) {
+    char *to = name;
+    for (; *name; name++) {
+        int equals = strncmp(name, "%3D", 3) == 0, percent = strncmp(name, "%25", 3) == 0;
+        *to++ = equals ? '=' : *name;
+        if (equals || percent)
+            name += 2;
+    }
+    *to = 0;
+}
+
+static int add_xattr(PycTarExtra *x, char *name, const char *value, size_t size) {
     if (!*name)
         return -EBADMSG;
+    unescape(name);
     int r = make_room((void **)&x->xattrs, &x->room, x->n_xattrs, sizeof *x->xattrs, MAX_XATTRS);
     if (r < 0)
         return r;
@@ -352,7 +365,7 @@ static int add_xattr(PycTarExtra *x, const char *name, const char *value, size_t
 }
 
 /* One record, both parts NUL-terminated in place. An empty value leaves the plain header's word standing. */
-static int read_record(const char *key, char *value, size_t size, PycTarExtra *x, PycTarSegments *ret_map) {
+static int read_record(char *key, char *value, size_t size, PycTarExtra *x, PycTarSegments *ret_map) {
     static const char xattr[] = "SCHILY.xattr.", sparse[] = "GNU.sparse.";
     if (strncmp(key, xattr, sizeof xattr - 1) == 0)
         return add_xattr(x, key + sizeof xattr - 1, value, size);

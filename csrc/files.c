@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <linux/bpf.h>
 #include <linux/magic.h>
+#include <linux/openat2.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 
@@ -33,9 +34,23 @@ static long check_procfs(int fd) {
     return fs.f_type == PROC_SUPER_MAGIC ? 0 : -EXDEV;
 }
 
+static long open_to_write(const Machine *m, const PycStep *s) {
+    int fd = machine_fd(m, s->fd);
+    const char *path = machine_text(m, s->s1);
+    uint64_t flags = O_WRONLY | O_CLOEXEC | O_NOCTTY | s->a;
+    if (!(s->flags & PYC_BENEATH))
+        return sys(SYS_openat, fd, path, flags, s->b);
+    /* Nothing that an image or a mount puts there may take part. */
+    struct open_how how = {
+        .flags = flags | O_NONBLOCK,
+        .mode = s->a & O_CREAT ? s->b : 0,
+        .resolve = RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
+    };
+    return sys(SYS_openat2, fd, path, &how, sizeof how);
+}
+
 static long write_file(const Machine *m, const PycStep *s) {
-    long fd =
-        sys(SYS_openat, machine_fd(m, s->fd), machine_text(m, s->s1), O_WRONLY | O_CLOEXEC | O_NOCTTY | s->a, s->b);
+    long fd = open_to_write(m, s);
     if (fd < 0)
         return fd;
     long rc = s->c ? check_procfs((int)fd) : 0;

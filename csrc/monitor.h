@@ -8,9 +8,9 @@ enum {
     CLEAN_IDS = 3,
     CLEAN_RUNS = 4,
     CLEAN_LOCK = 5,
-    CLEAN_KEEPER = 6, /* read end of the same pipe */
+    CLEAN_KEEPER = 6,  /* read end of the same pipe */
     CLEAN_CGROUPS = 8, /* 7 closes with the cleaner, as the keeper's 5 does with that: then all is done */
-    WAIT_MS = 5000, /* for processes that are being killed */
+    WAIT_MS = 5000,    /* for processes that are being killed */
 };
 
 int keep(void);              /* keep.c */

@@ -130,7 +130,15 @@ static long attach(const Machine *m, const PycStep *s) {
     long target = rc < 0 ? rc : open_target(machine_fd(m, s->fd2), machine_text(m, s->s1), flags);
     if (target < 0)
         return target;
-    rc = sys(SYS_move_mount, mount, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+    /* What lies over files of /proc decides what the kernel seems to say, and where writes to it go (CVE-2025-52881). */
+    struct statfs fs;
+    if (flags & PYC_NOT_PROC) {
+        rc = sys(SYS_fstatfs, target, &fs);
+        if (rc == 0 && fs.f_type == PROC_SUPER_MAGIC)
+            rc = -EXDEV;
+    }
+    if (rc == 0)
+        rc = sys(SYS_move_mount, mount, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
     sys_close(target);
     return rc;
 }
@@ -148,9 +156,8 @@ static long cover(int source, int target) {
 /* Before Linux 6.15 a mount that is attached nowhere cannot be cloned: its first use attaches it, later ones clone it. */
 static long cover_with_empty(int empty, int target) {
     long rc = cover(empty, target);
-    return rc == -EINVAL
-               ? sys(SYS_move_mount, empty, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
-               : rc;
+    return rc == -EINVAL ? sys(SYS_move_mount, empty, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)
+                         : rc;
 }
 
 /* The image must not choose what covers a masked file: it has to be the null device (CVE-2025-31133). */

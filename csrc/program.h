@@ -61,12 +61,12 @@ enum PycOp {
     PYC_OP_PRCTL,       /* a option, b, c arguments */
     PYC_OP_SETSID,
     /* terminal.c */
-    PYC_OP_STDIO = 70,  /* fd stdin, fd2 stdout, a stderr (-1: the container's /dev/null) | b uid, c gid of pipes */
-    PYC_OP_TTY,         /* fd devpts mount | a rows << 16 | columns, b uid, s1 console path or "" ; master goes up */
-    PYC_OP_CLOSE_ALL,   /* fd: closes all but stdio, the status socket and this one; no slot can be used after it */
-    PYC_OP_SEAL_FDS,    /* a first: every descriptor from there on closes at execve */
-    PYC_OP_DUP,         /* fd, a target number, kept over execve */
-    PYC_OP_SYNC,     /* a number: park until the parent resumes us */
+    PYC_OP_STDIO = 70, /* fd stdin, fd2 stdout, a stderr (-1: the container's /dev/null) | b uid, c gid of pipes */
+    PYC_OP_TTY,        /* fd devpts mount | a rows << 16 | columns, b uid, s1 console path or "" ; master goes up */
+    PYC_OP_CLOSE_ALL,  /* fd: closes all but stdio, the status socket and this one; no slot can be used after it */
+    PYC_OP_SEAL_FDS,   /* a first: every descriptor from there on closes at execve */
+    PYC_OP_DUP,        /* fd, a target number, kept over execve */
+    PYC_OP_SYNC,       /* a number: park until the parent resumes us */
     PYC_OP_EXEC, /* s1 program (or fd when s1 is ""), s2 argv block, s3 envp block | a argc, b envc, c offset of PATH */
 };
 
@@ -79,6 +79,8 @@ enum PycStepFlags {
     PYC_MAKE_DIR = 32, /* make a missing target */
     PYC_MAKE_FILE = 64,
     PYC_MAKE_LIKE = 128, /* make a missing target of the mount's own kind */
+    PYC_BENEATH = 256,   /* WRITE: below fd, over no link and no mount */
+    PYC_NOT_PROC = 512,  /* ATTACH: the target must not lie on procfs */
 };
 
 typedef struct PycStep {
@@ -103,7 +105,7 @@ typedef struct PycHeader {
     uint32_t pool; /* offset of the pool; its first byte is 0 */
     uint64_t clone_flags;
     uint32_t uid_map, gid_map; /* pool offsets of texts for /proc/PID/{u,g}id_map, with CLONE_NEWUSER */
-    uint32_t shared;           /* pool offset of an int32 array: the caller's descriptors for slots from PYC_SHARED on */
+    uint32_t shared; /* pool offset of an int32 array: the caller's descriptors for slots from PYC_SHARED on */
     uint32_t shared_count;
     int32_t cgroup_fd;     /* fd operand: cgroup v2 directory to be born in, or -1 */
     int32_t pidns_fd;      /* pid namespace to be born in, or -1 */

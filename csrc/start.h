@@ -48,8 +48,8 @@ enum { PYC_PACKET = 65536 }; /* the most that is sent at once */
 
 /* From keeper to caller, down the exit pipe. */
 typedef struct PycExit {
-    int32_t code;   /* CLD_EXITED, CLD_KILLED, CLD_DUMPED, see waitid(2) */
-    int32_t status; /* exit status or signal */
+    int32_t code;               /* CLD_EXITED, CLD_KILLED, CLD_DUMPED, see waitid(2) */
+    int32_t status;             /* exit status or signal */
     int64_t user_us, system_us; /* of the process and the children it waited for */
     int64_t max_rss;            /* bytes */
 } PycExit;

@@ -297,6 +297,7 @@ _CGROUP_HINTS = {
 _STEP_HINTS = (  # by how the step's name starts
     ("mount the root overlay", "the store must lie on a file system fit for overlayfs; see pycontainer doctor"),
     ("open the source of a bind mount", "it must exist on the host; create it first"),
+    ("mount bind on /proc", "mounts over files of /proc are refused: they could lead writes of the host astray"),
     ("set RLIMIT", "raising a hard limit takes CAP_SYS_RESOURCE"),
     ("start the process", "perhaps the memory limit is too small for the start itself"),
 )

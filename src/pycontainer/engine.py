@@ -75,7 +75,7 @@ class Engine:
             self._skeleton = skeleton.prepare(self.root / "cache")
             self._user_namespaces = UserNamespaces()
             opened.callback(self._user_namespaces.close)
-            self._cgroups = Cgroups()
+            self._cgroups = Cgroups(device=self.root.stat().st_dev)
             opened.callback(self._cgroups.close)
             recover(self._runs, self._cgroups)
             self._opened = opened.pop_all()

@@ -200,8 +200,6 @@ def _base_mounts(*, privileged: bool, shm_size: int, host_ipc: bool, host_sys: b
             mount = attrs.evolve(mount, options=(*options, f"size={shm_size}"))  # noqa: PLW2901
             if host_ipc:
                 mount = _host_bind(mount.destination)  # noqa: PLW2901
-        elif mount.destination == "/dev/mqueue" and host_ipc:
-            mount = _host_bind(mount.destination)  # noqa: PLW2901
         elif mount.destination == "/sys" and host_sys:
             # sysfs shows a network namespace, and this one belongs to the host
             mount = _host_bind("/sys", "rro")  # noqa: PLW2901
@@ -227,7 +225,9 @@ def _mounts(options: Options) -> tuple[oci.Mount, ...]:
     own = [_user_mount(mount) for mount in options.mounts]
     taken = {mount.destination.rstrip("/") for mount in own}
     if len(taken) != len(own):
-        msg = "two mounts have the same target"
+        seen = [mount.destination for mount in own]
+        double = next((path for path in seen if seen.count(path) > 1), seen[0])
+        msg = f"two mounts have the same target: {double}"
         raise ValueError(msg)
     # Parents before children, whatever the order given: /a/b must not disappear below /a.
     own.sort(key=lambda mount: mount.destination.rstrip("/").count("/"))

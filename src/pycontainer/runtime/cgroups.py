@@ -112,12 +112,15 @@ def find_hierarchies() -> tuple[Hierarchy | None, tuple[Hierarchy, ...]]:
 class Cgroups:
     """The control groups of one engine: opened once, then only descriptors are used.
 
+    Args:
+        device: number of the block device whose reads and writes are to be counted.
+
     Attributes:
         version: ``"v1"`` (also on hybrid hosts), ``"v2"``, or ``"none"``.
         hierarchies: those in use.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: int | None = None) -> None:
         unified, v1 = find_hierarchies()
         v1_names = {name for hierarchy in v1 for name in hierarchy.controllers}
         if unified is not None and "memory" not in v1_names and "pids" not in v1_names:
@@ -129,8 +132,11 @@ class Cgroups:
         self._fds: dict[str, int] = {}  # by hierarchy path
         self._by_controller: dict[str, Hierarchy] = {}
         self._device_programs: dict[bytes, int] = {}
+        self._counts_blocks = False
         try:
             self._open()
+            if self.version == "v1" and "blkio" in self._by_controller and device is not None:
+                self._counts_blocks = _count_blocks(self._fds[self._by_controller["blkio"].path], device)
         except BaseException:
             self.close()
             raise
@@ -309,7 +315,7 @@ class Cgroups:
         oom = self._text("memory", f"{group}/memory.oom_control")
         read = written = None
         blocks = self._text("blkio", f"{group}/blkio.throttle.io_service_bytes_recursive")
-        if blocks is not None:
+        if blocks is not None and self._counts_blocks:
             read = _sum_lines(blocks, "Read")
             written = _sum_lines(blocks, "Write")
         return Counters(
@@ -391,6 +397,22 @@ def _kill_listed(parent_fd: int, group: str) -> bool:
                     pass
                 finally:
                     os.close(pidfd)
+    return True
+
+
+def _count_blocks(parent_fd: int, device: int) -> bool:
+    """Have version 1 count bytes of a device, which it does only once there is a limit: one that limits nothing."""
+    entry = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    disk = entry.resolve().parent if (entry / "partition").exists() else entry
+    try:
+        rule = f"{(disk / 'dev').read_text().strip()} {(1 << 64) - 1}"
+        fd = os.open("blkio.throttle.read_bps_device", os.O_WRONLY | os.O_CLOEXEC, dir_fd=parent_fd)
+        try:
+            os.write(fd, rule.encode())
+        finally:
+            os.close(fd)
+    except OSError:  # no block device behind the store, or a kernel without throttling: usage says None then
+        return False
     return True
 
 

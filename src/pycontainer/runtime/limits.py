@@ -83,7 +83,8 @@ def _v1_block_io(resources: Resources) -> Iterator[Write]:
     if io.leaf_weight is not None:
         msg = "linux.resources.blockIO.leafWeight was removed from Linux 5.0; leave it out"
         raise Unsupported(msg)
-    weight = "blkio.bfq.weight" if Path("/sys/module/bfq").exists() else "blkio.weight"
+    bfq = any(Path(path).exists() for path in ("/sys/fs/cgroup/blkio/blkio.bfq.weight", "/sys/module/bfq"))
+    weight = "blkio.bfq.weight" if bfq else "blkio.weight"
     yield from _given(("blkio", weight, io.weight))
     for device in io.weight_device:
         yield "blkio", f"{weight}_device", f"{device.major}:{device.minor} {device.weight}"

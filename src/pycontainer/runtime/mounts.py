@@ -167,9 +167,16 @@ def attach_mount(program: Program, mount: oci.Mount, fd: int) -> None:
         flags = lib.PYC_MAKE_LIKE
     else:  # a symlink of the image must not decide where /proc is (CVE-2019-19921)
         flags = lib.PYC_MAKE_DIR | (lib.PYC_NOFOLLOW if mount.type in ("proc", "sysfs") else 0)
+    if mount.type != "proc" and mount.destination not in _ON_PROC:
+        flags |= lib.PYC_NOT_PROC
     program.attach(f"mount {mount.type or 'bind'} on", fd, mount.destination, flags=flags)
 
 
+# What may be covered of /proc: files with which lxcfs and its like show a container its own limits.
+_ON_PROC = {
+    f"/proc/{name}"
+    for name in ("cpuinfo", "diskstats", "loadavg", "meminfo", "net/dev", "slabinfo", "stat", "swaps", "uptime")
+}
 _NO_SOURCE = {"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "shm"}
 
 

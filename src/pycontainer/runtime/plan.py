@@ -391,6 +391,7 @@ class _Builder:
 
     def _mounts(self, prepared: Mapping[int, int], files: Mapping[str, int]) -> None:
         covered = set()
+        proc = -1
         for number, mount in enumerate(self.spec.mounts):
             covered.add(mount.destination.rstrip("/"))
             if mount.type in ("cgroup", "cgroup2") and number not in prepared:
@@ -399,10 +400,22 @@ class _Builder:
             fd = prepared.get(number)
             if fd is None:
                 fd = mounts.create_mount(self.program, mount)
+            if mount.type == "proc":
+                proc = fd
             mounts.attach_mount(self.program, mount, fd)
+        self._sysctls(proc)
         for path, fd in files.items():
             if path not in covered:
                 self.program.attach(f"lay {path} over the image's", fd, path, flags=lib.PYC_MAKE_FILE)
+
+    def _sysctls(self, proc: int) -> None:
+        """Write kernel parameters through the very procfs that was just made, whatever lies over it by now."""
+        for name, value in self.linux.sysctl.items():
+            if proc == -1:
+                msg = "linux.sysctl: the document mounts no proc, by which kernel parameters are set"
+                raise Unsupported(msg)
+            label = f"set the kernel parameter {name} = {value} by"
+            self.program.write(label, "sys/" + sysctl_path(name), value.encode(), fd=proc, flags=lib.PYC_BENEATH)
 
     def _cgroup_mount(self, mount: oci.Mount) -> None:
         program, cgroups = self.program, self.start.cgroups
@@ -494,9 +507,6 @@ class _Builder:
             program.step(
                 lib.PYC_OP_MKNOD, "make the console", console, fd=CWD, a=_S_IFREG | 0o600, flags=lib.PYC_EXISTS_OK
             )
-        for name, value in linux.sysctl.items():
-            path = "/proc/sys/" + sysctl_path(name)
-            program.write(f"set the kernel parameter {name} = {value} by", path, value.encode(), proc=True)
         program.step(lib.PYC_OP_MKDIR_IN, "make the working directory", self.process.cwd)
         if linux.rootfs_propagation:
             word = linux.rootfs_propagation

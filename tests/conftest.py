@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pycontainer import Engine, Image
 
 HERE = Path(__file__).parent
+# mount(8) of util-linux 2.39 and newer hands each option to fsconfig(2), which takes 256 bytes: too short for lowerdir=.
+os.environ["LIBMOUNT_FORCE_MOUNT2"] = "always"
+
 NEEDS_ROOT = ("kernel", "peers")
 CHECKED_FOR_LEAKS = ("kernel", "peers")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pycontainer import Engine, Image
 
 HERE = Path(__file__).parent
-# mount(8) of util-linux 2.39 and newer hands each option to fsconfig(2), which takes 256 bytes: too short for lowerdir=.
+# mount(8) since util-linux 2.39 hands each option to fsconfig(2), which takes 256 bytes: too short for lowerdir=.
 os.environ["LIBMOUNT_FORCE_MOUNT2"] = "always"
 
 NEEDS_ROOT = ("kernel", "peers")

@@ -65,7 +65,7 @@ class Snapshot:
         return {name: values for name, values in new.items() if values}
 
 
-def lasting(before: Snapshot, base: Path, *, patience: float = 5.0) -> dict[str, frozenset[str]]:
+def lasting(before: Snapshot, base: Path, *, patience: float = 10.0) -> dict[str, frozenset[str]]:
     """Return what appeared since ``before`` and is still there after a while: tearing down goes on off the path.
 
     Only what was there at the first look can be a leak: what comes later is another program's.

@@ -168,7 +168,7 @@ def test_one_process_only(stocked: Engine) -> None:
 
 @pytest.fixture
 def counting(stocked_root: Path) -> Iterator[None]:
-    """Have version 1 count the I/O of the store's disk: since Linux 6.9 it does so from the first throttling rule on."""
+    """Have version 1 count the I/O of the store's disk: since Linux 6.9 it does so from a first throttling rule on."""
     _, v1 = find_hierarchies()
     device = stocked_root.stat().st_dev
     for hierarchy in v1:

@@ -75,6 +75,7 @@ class Jail:
         """Return an image whose root was changed first."""
         tree = self.scratch / f"tree-{name}"
         shutil.copytree(self.tree, tree, symlinks=True)
+        os.chown(tree / "home/app", 1000, 1000)
         change(tree)
         try:
             return self.engine.images.import_rootfs(tree, reference=f"jail:{name}", **config)
@@ -97,6 +98,7 @@ def build(engine: Engine, busybox: Path, tool: Path, scratch: Path) -> Jail:
     """Return a jail on an engine."""
     tree = scratch / "tree"
     shutil.copytree(busybox, tree, symlinks=True)
+    os.chown(tree / "home/app", 1000, 1000)
     for name, mode in (("attack", 0o755), ("attack-setuid", 0o4755)):
         shutil.copy(tool, tree / "bin" / name)
         (tree / "bin" / name).chmod(mode)

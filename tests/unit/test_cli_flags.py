@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycontainer import Device, IdMap, Mount, Rlimit
-from pycontainer.cli import flags
+from pycontainer.cli import flags, options
+from pycontainer.cli.run import run_command
 
 PARSERS = (
     flags.parse_volume,
@@ -180,3 +181,48 @@ def test_security_options() -> None:
 def test_zero_is_no_limit() -> None:
     assert flags.parse_limits(memory="0", cpus=0.0, pids=None) == flags.parse_limits()
     assert flags.parse_limits(memory="1g", memory_swap=flags.swap_limit("-1")).memory_swap == -1
+
+
+WORDS = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [
+                "-i",
+                "-t",
+                "-it",
+                "-eA=1",
+                "-e",
+                "A=1",
+                "--env=B",
+                "--rm",
+                "--no-sig-proxy",
+                "--timeout",
+                "2.5",
+                "--cpus=1",
+            ]
+        ),
+        st.sampled_from(
+            ["-m1g", "-m", "1g", "--", "-", "image", "--pids-limit", "-1", "--help", "-x", "-ti", "--tty=1"]
+        ),
+        st.sampled_from(
+            ["--user=", "", "-v", "/a:/b", "-iv/a:/b", "--oom-score-adj", "5000", "-i-", "--root", "-h", "é"]
+        ),
+    ),
+    max_size=8,
+)
+
+
+@given(WORDS)
+def test_the_quick_reader_and_click_understand_the_same(words: list[str]) -> None:
+    """What the quick one leaves to click may be right or wrong; what it reads, click reads alike."""
+    quick = options.read(words, options.RUN)
+    if quick is None or not quick[1]:
+        return
+    context = run_command.make_context("run", list(words), resilient_parsing=False)
+    image, *command = quick[1]
+    assert context.params == {**quick[0], "image": image, "command": tuple(command)}
+
+
+def test_short_flags_may_have_an_equals_sign() -> None:
+    given_, _ = options.read(["-m=1g", "image"], options.RUN) or ({}, [])
+    assert given_["memory"] == "1g"

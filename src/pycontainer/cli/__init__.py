@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 OWN_ERROR = 125  # of run: pycontainer's, not the program's
@@ -16,6 +17,21 @@ NO_COMMAND = 127
 TIMED_OUT = 124  # as timeout(1)
 INTERRUPTED = 130
 FAILED = 1
+
+
+class Settings:
+    """What is given before the command.
+
+    Attributes:
+        root: the store, None for the usual one.
+        debug: show tracebacks.
+        runs: the command runs a program, so that its exit statuses are the program's.
+    """
+
+    def __init__(self) -> None:
+        self.root: Path | None = None
+        self.debug = False
+        self.runs = False
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -33,31 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         # The reader of our output is gone, as with "| head": end as quietly as a program that SIGPIPE ends.
         code = FAILED
+    except OSError as error:
+        tell(f"write the output: {error.strerror}")
+        code = FAILED
     # Everything is closed. To take the interpreter apart object by object takes longer than to run a container.
     os._exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; return the exit status."""
-    import click
-
-    from pycontainer.cli.commands import Settings, pycontainer
+    from pycontainer.cli.foreground import quick
 
     settings = Settings()
     try:
-        code = pycontainer.main(
-            args=list(arguments),
-            prog_name="pycontainer",
-            standalone_mode=False,
-            obj=settings,
-            windows_expand_args=False,
-        )
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        usage = f"\nSee '{context.command_path} --help'." if context is not None else ""
-        tell(error.format_message() + usage)
-        return OWN_ERROR
-    except click.Abort:
+        code = quick(arguments, settings)
+        return _by_click(arguments, settings) if code is None else code
+    except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the way out: each is told and gives a status
         if settings.debug:
@@ -65,10 +72,26 @@ def run(arguments: Sequence[str]) -> int:
 
             traceback.print_exc()
         return explain(error, settings)
+
+
+def _by_click(arguments: Sequence[str], settings: Settings) -> int:
+    import click
+
+    from pycontainer.cli.commands import pycontainer
+
+    try:
+        code = pycontainer.main(args=list(arguments), prog_name="pycontainer", standalone_mode=False, obj=settings)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        usage = f"\nSee '{context.command_path} --help'." if context is not None else ""
+        tell(error.format_message() + usage)
+        return OWN_ERROR
+    except click.Abort:
+        return INTERRUPTED
     return code if isinstance(code, int) else 0
 
 
-def explain(error: Exception, settings: object) -> int:
+def explain(error: Exception, settings: Settings) -> int:
     """Say in one line what went wrong; return the exit status.
 
     Raises:
@@ -78,7 +101,7 @@ def explain(error: Exception, settings: object) -> int:
 
     from pycontainer import CommandNotFound, Error, TimeoutExpired
 
-    own = OWN_ERROR if getattr(settings, "runs", False) else FAILED
+    own = OWN_ERROR if settings.runs else FAILED
     if isinstance(error, BrokenPipeError):
         raise error
     if isinstance(error, CommandNotFound):
@@ -94,7 +117,7 @@ def explain(error: Exception, settings: object) -> int:
     if isinstance(error, Error | ValueError):
         tell(error)
         return own
-    if not getattr(settings, "debug", False):
+    if not settings.debug:
         import traceback
 
         traceback.print_exc()

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from pycontainer.cli import Settings
+
 _MODULES = {
     "doctor": "host",
     "images": "images",
@@ -28,21 +30,6 @@ _IMAGE = {
     "rm": "rmi",
     "tag": "tag",
 }
-
-
-class Settings:
-    """What is given before the command.
-
-    Attributes:
-        root: the store, None for the usual one.
-        debug: show tracebacks.
-        runs: the command runs a program, so that its exit statuses are the program's.
-    """
-
-    def __init__(self) -> None:
-        self.root: Path | None = None
-        self.debug = False
-        self.runs = False
 
 
 class Commands(click.Group):

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pycontainer import Engine, Error
-from pycontainer.cli import FAILED, tell
-from pycontainer.cli.commands import Settings
+from pycontainer.cli import FAILED, Settings, tell
 from pycontainer.cli.tables import size_words
 from pycontainer.cli.template import Template, to_json
 

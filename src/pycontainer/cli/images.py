@@ -16,9 +16,8 @@ from typing import Any
 import click
 
 from pycontainer import Engine, Error, Image, NotFound
-from pycontainer.cli import FAILED, tell
+from pycontainer.cli import FAILED, Settings, tell
 from pycontainer.cli.changes import parse_changes
-from pycontainer.cli.commands import Settings
 from pycontainer.cli.tables import age_words, format_rows, size_words
 from pycontainer.cli.template import Template, to_json
 

@@ -105,12 +105,10 @@ typedef struct PycHeader {
     uint32_t pool; /* offset of the pool; its first byte is 0 */
     uint64_t clone_flags;
     uint32_t uid_map, gid_map; /* pool offsets of texts for /proc/PID/{u,g}id_map, with CLONE_NEWUSER */
-    uint32_t shared; /* pool offset of an int32 array: the caller's descriptors for slots from PYC_SHARED on */
-    uint32_t shared_count;
-    int32_t cgroup_fd;     /* fd operand: cgroup v2 directory to be born in, or -1 */
-    int32_t pidns_fd;      /* pid namespace to be born in, or -1 */
-    int32_t status_target; /* descriptor number at which EXEC leaves the status socket open, or -1 */
-    uint32_t exec_index;   /* argc + envc of the EXEC step: room for the pointers */
+    int32_t cgroup_fd;         /* fd operand: cgroup v2 directory to be born in, or -1 */
+    int32_t pidns_fd;          /* pid namespace to be born in, or -1 */
+    int32_t status_target;     /* descriptor number at which EXEC leaves the status socket open, or -1 */
+    uint32_t exec_index;       /* argc + envc of the EXEC step: room for the pointers */
 } PycHeader;
 
 /* What a running program knows. */

@@ -80,12 +80,12 @@ static int request_process(const Machine *m, const PycHeader *h, int keeper, Pyc
     return rc < 0 ? pyc_fail(err, rc, label, "") : 0;
 }
 
-static int send_parcel(const Machine *m, const PycHeader *h, const PycChild *child, PycError *err) {
+static int send_parcel(const Machine *m, const PycHeader *h, const int32_t *shared, uint32_t shared_count,
+                       const PycChild *child, PycError *err) {
     static const char label[] = "send the start to the process";
     PycParcel parcel = {.size = h->size};
     int fds[PYC_PASSED];
-    const int32_t *shared = (const int32_t *)(const void *)(m->pool + h->shared);
-    for (uint32_t i = 0; i < PYC_SHARED + h->shared_count; i++) {
+    for (uint32_t i = 0; i < PYC_SHARED + shared_count && i < PYC_SLOTS; i++) {
         int fd = i < PYC_SHARED ? m->slots[i] : shared[i - PYC_SHARED];
         if (fd < 0)
             continue;
@@ -171,7 +171,8 @@ int pyc_follow(PycChild *child, PycError *err) {
     }
 }
 
-int pyc_start(const uint8_t *program, uint64_t size, int keeper_socket, PycChild *ret, PycError *err) {
+int pyc_start(const uint8_t *program, uint64_t size, const int32_t *shared, uint32_t shared_count, int keeper_socket,
+              PycChild *ret, PycError *err) {
     *ret = (PycChild){.pidfd = -1, .exit_fd = -1, .tty_fd = -1, .status_fd = -1};
     Machine m;
     const PycHeader *h = load_program(&m, program, size);
@@ -185,7 +186,7 @@ int pyc_start(const uint8_t *program, uint64_t size, int keeper_socket, PycChild
     if (rc == 0)
         rc = run_steps(&m, first_step(&m) + h->early_steps, h->host_steps - h->early_steps);
     if (rc == 0)
-        rc = send_parcel(&m, h, ret, err);
+        rc = send_parcel(&m, h, shared, shared_count, ret, err);
     close_results(&m);
     return rc < 0 ? give_up(ret, err) : pyc_follow(ret, err);
 }
@@ -218,6 +219,59 @@ int pyc_resume(PycChild *child, PycError *err) {
 }
 
 int pyc_kill(int pidfd, int signal) { return (int)sys(SYS_pidfd_send_signal, pidfd, signal, 0, 0); }
+
+/* ---- what it writes ---- */
+
+/* Read once, which poll(2) says will not wait; a full buffer grows, up to the limit, beyond which bytes are dropped. */
+static int drain(int32_t *fd, PycOutput *out, PycError *err) {
+    char waste[65536];
+    if (out->size == out->room && out->room < out->limit) {
+        uint64_t room = out->room ? 2 * out->room : 4096;
+        room = room < out->limit ? room : out->limit;
+        char *grown = realloc(out->data, room);
+        if (!grown)
+            return pyc_fail(err, ENOMEM, "keep the output", "");
+        out->data = grown;
+        out->room = room;
+    }
+    int full = out->size == out->room;
+    ssize_t n = read(*fd, full ? waste : out->data + out->size, full ? sizeof waste : out->room - out->size);
+    if (n > 0 && full)
+        out->dropped += (uint64_t)n;
+    else if (n > 0)
+        out->size += (uint64_t)n;
+    else if (n == 0)
+        close_fd(fd);
+    else if (errno != EINTR && errno != EAGAIN)
+        return pyc_fail(err, errno, "read the output", "");
+    return 0;
+}
+
+int pyc_collect(int exit_fd, int32_t fds[2], PycOutput outputs[2], int timeout_ms, int32_t *ret_ended, PycError *err) {
+    for (;;) {
+        struct pollfd watched[3] = {
+            {.fd = *ret_ended ? -1 : exit_fd, .events = POLLIN},
+            {.fd = fds[0], .events = POLLIN},
+            {.fd = fds[1], .events = POLLIN},
+        };
+        if (*ret_ended && fds[0] < 0 && fds[1] < 0)
+            return 0;
+        /* Once it has ended nobody writes any more, unless a stranger holds the pipe: take what is there. */
+        int n = poll(watched, 3, *ret_ended ? 0 : timeout_ms);
+        if (n <= 0)
+            return n < 0 ? -errno : *ret_ended ? 0 : -ETIME;
+        for (int i = 0; i < 2; i++)
+            if (watched[i + 1].revents && drain(&fds[i], &outputs[i], err) < 0)
+                return -err->code;
+        if (watched[0].revents)
+            *ret_ended = 1;
+    }
+}
+
+void pyc_free_output(PycOutput *output) {
+    free(output->data);
+    *output = (PycOutput){0};
+}
 
 /* ---- the keeper's own start ---- */
 

@@ -64,12 +64,22 @@ typedef struct PycChild {
     int32_t status_fd; /* owned by the caller until STARTED, or -1 */
 } PycChild;
 
+/* What a process wrote to one stream. */
+typedef struct PycOutput {
+    char *data;
+    uint64_t size, room;
+    uint64_t limit;   /* bytes to keep */
+    uint64_t dropped; /* bytes beyond it */
+} PycOutput;
+
 /* Send an event up a socket, with a descriptor unless it is -1. Returns 0 or -errno. */
 long send_event(int to, int32_t type, int32_t value, const PycError *err, int fd);
 
-/* Run a program: host steps here, child steps in a process born by the keeper behind `keeper_socket`. On failure nothing is
+/* `shared` holds the caller's descriptors for the slots from PYC_SHARED on; -1 leaves one empty.
+ * Run a program: host steps here, child steps in a process born by the keeper behind `keeper_socket`. On failure nothing is
  * left: the process is dead and reaped. */
-PYC_API int pyc_start(const uint8_t *program, uint64_t size, int keeper_socket, PycChild *ret, PycError *err);
+PYC_API int pyc_start(const uint8_t *program, uint64_t size, const int32_t *shared, uint32_t shared_count,
+                      int keeper_socket, PycChild *ret, PycError *err);
 /* Go on following a start that was interrupted by a signal. */
 PYC_API int pyc_follow(PycChild *child, PycError *err);
 /* Let a parked process go on to its next SYNC step or to execve. */
@@ -78,6 +88,11 @@ PYC_API int pyc_resume(PycChild *child, PycError *err);
 PYC_API int pyc_prepare(const uint8_t *program, uint64_t size, int32_t *ret_fds, uint32_t count, PycError *err);
 /* Run a program of child steps alone in a process of its own that is nobody's child for long, as the keeper is. */
 PYC_API int pyc_launch(const uint8_t *program, uint64_t size, PycError *err);
+/* Read two streams to their end (closing them) and wait for the exit pipe to become readable. Returns 0,
+ * -ETIME at the timeout, -EINTR when a signal came in: call again to go on. */
+PYC_API int pyc_collect(int exit_fd, int32_t fds[2], PycOutput outputs[2], int timeout_ms, int32_t *ret_ended,
+                        PycError *err);
+PYC_API void pyc_free_output(PycOutput *output);
 /* Signal a process by pidfd; returns 0 or -errno. */
 PYC_API int pyc_kill(int pidfd, int signal);
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
-from collections.abc import Callable
-from typing import IO, Any, Literal, TypeAlias
-
-import attrs
+from typing import TYPE_CHECKING
 
 from pycontainer.errors import CommandNotFound, ExitError, OutOfMemory, StartError, TimeoutExpired
 from pycontainer.model import Result, Usage
 from pycontainer.runtime import plan
-from pycontainer.runtime.process import Exit, Process, Streams
+from pycontainer.runtime.process import Process
 
-__all__ = ["Input", "Output", "Running", "run_attached"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-Input: TypeAlias = Literal["none", "inherit"] | int | IO[Any]
-Output: TypeAlias = Literal["capture", "inherit", "discard"] | int | IO[Any] | Callable[[bytes], object]
+    from pycontainer.runtime.process import Exit
+    from pycontainer.streams import Attachment
+
+__all__ = ["Running", "run_attached"]
 
 _SIGKILL = 9
 
@@ -42,125 +41,6 @@ class Running:
     def resize(self, rows: int, columns: int) -> None:
         """Tell its terminal how large the window is; nothing happens without one."""
         self._process.resize(rows, columns)
-
-
-@attrs.define(kw_only=True)
-class Attachment:
-    """Where the streams of a run go."""
-
-    stdin: Input = "none"
-    data: bytes | None = None
-    stdout: Output = "capture"
-    stderr: Output = "capture"
-    output_limit: int | None = None
-    tty: bool = False
-
-    _child_fds: list[int] = attrs.field(factory=list, init=False)
-    _captured: dict[str, list[bytes]] = attrs.field(factory=dict, init=False)
-    _streams: Streams = attrs.field(factory=Streams, init=False)
-    _dropped: int = attrs.field(default=0, init=False)
-
-    def open(self) -> tuple[int, int, int]:
-        """Make the pipes; return the descriptors for the child's 0, 1 and 2, -1 for none."""
-        if self.tty:
-            self._streams.data = (self.data + b"\x04") if self.data is not None else b""
-            return -1, -1, -1
-        return self._open_stdin(), self._open_output("stdout", 1), self._open_output("stderr", 2)
-
-    def _open_stdin(self) -> int:
-        if self.data is not None:
-            theirs, ours = os.pipe2(os.O_CLOEXEC)
-            self._child_fds.append(theirs)
-            self._streams.stdin = ours
-            self._streams.data = self.data
-            return theirs
-        if self.stdin == "inherit":
-            return 0
-        if self.stdin == "none":
-            return -1
-        return self.stdin if isinstance(self.stdin, int) else self.stdin.fileno()
-
-    def _open_output(self, name: str, number: int) -> int:
-        target: Output = getattr(self, name)
-        if target == "inherit":
-            return number
-        if target == "discard":
-            return -1
-        if target == "capture" or callable(target):
-            ours, theirs = os.pipe2(os.O_CLOEXEC)
-            self._child_fds.append(theirs)
-            self._streams.outputs.append((ours, self._sink(name, target)))
-            return theirs
-        if isinstance(target, int):
-            return target
-        if hasattr(target, "fileno"):
-            return int(target.fileno())
-        msg = f"{name} is 'capture', 'inherit', 'discard', a file, a descriptor or a function, not {target!r}"
-        raise ValueError(msg)
-
-    def _sink(self, name: str, target: Output) -> Callable[[bytes], object]:
-        if callable(target):
-            return target
-        parts = self._captured.setdefault(name, [])
-        left = self.output_limit
-
-        def keep(data: bytes) -> None:
-            nonlocal left
-            if left is not None:
-                self._dropped += max(0, len(data) - left)
-                data = data[:left]
-                left -= len(data)
-            if data:
-                parts.append(data)
-
-        return keep
-
-    def started(self, process: Process) -> Streams:
-        """Close the child's ends; return ours."""
-        self._close_child_fds()
-        if self.tty:
-            fd = os.dup(process.terminal)
-            if self.stdin == "inherit":
-                self._streams.relay = 0
-            elif not isinstance(self.stdin, str):
-                self._streams.relay = self.stdin if isinstance(self.stdin, int) else self.stdin.fileno()
-            if self._streams.relay >= 0 or self._streams.data:
-                self._streams.stdin = os.dup(process.terminal)
-            self._streams.outputs.append((fd, self._terminal_sink()))
-        return self._streams
-
-    def _terminal_sink(self) -> Callable[[bytes], object]:
-        target = self.stdout
-        if target == "capture" or callable(target):
-            return self._sink("stdout", target)
-        if target == "discard":
-            return lambda _data: None
-        fd = 1 if target == "inherit" else target if isinstance(target, int) else int(target.fileno())
-        return lambda data: _write_all(fd, data)
-
-    def _close_child_fds(self) -> None:
-        while self._child_fds:
-            os.close(self._child_fds.pop())
-
-    def close(self) -> None:
-        """Close whatever is open; safe to call again."""
-        self._close_child_fds()
-        self._streams.close()
-
-    def captured(self, name: str) -> bytes:
-        """What was kept of a stream."""
-        return b"".join(self._captured.get(name, ()))
-
-    @property
-    def truncated(self) -> bool:
-        """Whether some output was over the limit."""
-        return self._dropped > 0
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def run_attached(
@@ -195,25 +75,22 @@ def run_attached(
         if not own_group:
             start.keeper.note_group(start.container_id, start.cgroup)
             start.cgroups.make_parents(start.cgroup)
-        start.stdio = attachment.open()
+        named = attachment.open()
         try:
-            process = Process(plan.build(start), start.keeper.requests_fd)
+            packed = start.packed or plan.build(start).pack()
+            process = Process(packed, start.keeper.requests_fd, named)
             if around is not None:
                 around(process)
         except StartError as error:
             raise explain(error, start) from error
-        streams = attachment.started(process)
+        attachment.started(process)
         if on_start is not None:
             on_start(Running(start.container_id, process))
         deadline = None if timeout is None else began + timeout
-        in_time = process.communicate(streams, deadline=deadline)
-        if not in_time:
-            process.kill()
+        in_time = attachment.exchange(process, deadline)
         ended = process.wait()
-        if "pid" not in {n.type for n in start.spec.linux.namespaces}:
+        if all(namespace.type != "pid" for namespace in start.spec.linux.namespaces):
             start.cgroups.kill(start.cgroup)  # what it left running in the host's pid namespace
-        if not in_time:
-            _drain_rest(process, streams)
         result = _result(start, attachment, ended, time.monotonic() - began)
     finally:
         if process is not None:
@@ -228,11 +105,6 @@ def run_attached(
     if check and not result.ok:
         raise OutOfMemory(result) if result.oom_killed else ExitError(result)
     return result
-
-
-def _drain_rest(process: Process, streams: Streams) -> None:
-    """After a timeout, take what the pipes still hold: the result carries it."""
-    process.communicate(Streams(outputs=list(streams.outputs)), deadline=time.monotonic())
 
 
 def _result(start: plan.Start, attachment: Attachment, ended: Exit, wall: float) -> Result:

@@ -8,15 +8,16 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pycontainer import bundle as bundles
-from pycontainer.attached import Attachment, Input, Output, Running, run_attached
+from pycontainer.attached import Running, run_attached
 from pycontainer.errors import Unsupported
 from pycontainer.image import Image, Images
 from pycontainer.launch import Namespace, Options, document, etc_files
 from pycontainer.model import Device, IdMap, Limits, Mount, Result, Rlimit, Size, parse_size
 from pycontainer.oci import runtime as oci
+from pycontainer.recipes import Recipes, recipe_key
 from pycontainer.runtime import capabilities, plan, seccomp_profile, skeleton
 from pycontainer.runtime.cgroups import Cgroups
 from pycontainer.runtime.idmaps import UserNamespaces, map_text, outside_id
@@ -25,6 +26,7 @@ from pycontainer.runtime.program import Program
 from pycontainer.runtime.seccomp import Filter, FilterCache
 from pycontainer.runtime.users import Accounts, Identity, read_accounts
 from pycontainer.store import Store
+from pycontainer.streams import Attachment, Input, Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +70,7 @@ class Engine:
         self._lock = threading.Lock()
         self._keeper: Keeper | None = None
         self._accounts: dict[str, Accounts] = {}
+        self._recipes = Recipes()
         self._filters = FilterCache(self.root / "cache" / "seccomp")
         with contextlib.ExitStack() as opened:
             self._store = Store.open(self.root)
@@ -242,40 +245,40 @@ class Engine:
         """
         began = time.monotonic()
         found = self.images.get(image) if isinstance(image, str) else image
-        options = Options(
-            command=command,
-            entrypoint=entrypoint,
-            env=env or {},
-            workdir=workdir,
-            user=user,
-            groups=groups,
-            hostname=hostname,
-            domainname=domainname,
-            extra_hosts=extra_hosts or {},
-            dns=dns,
-            network=network,
-            mounts=(*found.mounts, *mounts),
-            limits=limits or Limits(),
-            read_only=read_only,
-            cap_add=cap_add,
-            cap_drop=cap_drop,
-            privileged=privileged,
-            no_new_privileges=no_new_privileges,
-            masked_paths=None if masked_paths is None else tuple(masked_paths),
-            readonly_paths=None if readonly_paths is None else tuple(readonly_paths),
-            rlimits=tuple(rlimits),
-            sysctls=sysctls or {},
-            oom_score_adj=oom_score_adj,
-            devices=tuple(devices),
-            shm_size=shm_size,
-            userns=tuple(userns),
-            pid=pid,
-            ipc=ipc,
-            uts=uts,
-            cgroupns=cgroupns,
-            timens=timens,
-            tty=tty,
-        )
+        wishes = {
+            "command": command,
+            "entrypoint": entrypoint,
+            "env": env or {},
+            "workdir": workdir,
+            "user": user,
+            "groups": groups,
+            "hostname": hostname,
+            "domainname": domainname,
+            "extra_hosts": extra_hosts or {},
+            "dns": dns,
+            "network": network,
+            "mounts": (*found.mounts, *mounts),
+            "limits": limits or Limits(),
+            "read_only": read_only,
+            "cap_add": cap_add,
+            "cap_drop": cap_drop,
+            "privileged": privileged,
+            "no_new_privileges": no_new_privileges,
+            "masked_paths": None if masked_paths is None else tuple(masked_paths),
+            "readonly_paths": None if readonly_paths is None else tuple(readonly_paths),
+            "rlimits": tuple(rlimits),
+            "sysctls": sysctls or {},
+            "oom_score_adj": oom_score_adj,
+            "devices": tuple(devices),
+            "shm_size": shm_size,
+            "userns": tuple(userns),
+            "pid": pid,
+            "ipc": ipc,
+            "uts": uts,
+            "cgroupns": cgroupns,
+            "timens": timens,
+            "tty": tty,
+        }
         attachment = Attachment(
             stdin=stdin,
             data=input,
@@ -284,27 +287,48 @@ class Engine:
             output_limit=None if output_limit is None else parse_size(output_limit),
             tty=tty,
         )
-        container_id = os.urandom(32).hex()
         keeper = self._running_keeper()
-        with contextlib.ExitStack() as stack:
-            lowers = (*self._store.acquire(found.id), self._skeleton)
-            stack.callback(self._store.release, found.id)
-            identity = self._identify(found, lowers, options)
-            spec = document(container_id, found.config, options, identity)
-            name = spec.hostname or os.uname().nodename
-            start = plan.Start(
-                spec=spec,
-                container_id=container_id,
-                cgroup=self._cgroups.group(container_id, f"{cgroup_parent}/{container_id}" if cgroup_parent else None),
-                root=self._root(lowers, f"{keeper.instance}/{container_id}", spec, keeper),
-                keeper=keeper,
-                cgroups=self._cgroups,
-                user_namespaces=self._user_namespaces,
-                seccomp=self._filter(seccomp, spec, privileged=privileged),
-                init=init,
-                files=etc_files(name, options),
-            )
+        key = None
+        if cgroup_parent is None and seccomp in ("default", "unconfined"):
+            key = recipe_key(wishes, found.id, seccomp, init, keeper.instance)
+        lowers = (*self._store.acquire(found.id), self._skeleton)
+        try:
+            start = self._recipes.get(key) if key is not None else None
+            if start is None:
+                start = self._plan(found, wishes, lowers, keeper, seccomp, cgroup_parent, init=init)
+                if key is not None:
+                    self._recipes.put(key, start)
             return run_attached(start, attachment, began=began, timeout=timeout, check=check, on_start=on_start)
+        finally:
+            self._store.release(found.id)
+
+    def _plan(
+        self,
+        image: Image,
+        wishes: Mapping[str, Any],
+        lowers: tuple[str, ...],
+        keeper: Keeper,
+        seccomp: str,
+        cgroup_parent: str | None,
+        *,
+        init: bool,
+    ) -> plan.Start:
+        options = Options(**wishes)
+        container_id = os.urandom(32).hex()
+        spec = document(container_id, image.config, options, self._identify(image, lowers, options))
+        name = spec.hostname or os.uname().nodename
+        return plan.Start(
+            spec=spec,
+            container_id=container_id,
+            cgroup=self._cgroups.group(container_id, f"{cgroup_parent}/{container_id}" if cgroup_parent else None),
+            root=self._root(lowers, f"{keeper.instance}/{container_id}", spec, keeper),
+            keeper=keeper,
+            cgroups=self._cgroups,
+            user_namespaces=self._user_namespaces,
+            seccomp=self._filter(seccomp, spec, privileged=options.privileged),
+            init=init,
+            files=etc_files(name, options),
+        )
 
     def _root(self, lowers: tuple[str, ...], directory: str, spec: oci.Spec, keeper: Keeper) -> plan.Overlay:
         """Return the root of a container; in a user namespace its layers are shown with the container's ids."""

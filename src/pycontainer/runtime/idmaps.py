@@ -80,7 +80,7 @@ def _make(uid_map: str, gid_map: str, keeper_socket: int) -> int:
     program.clone_flags = _CLONE_NEWUSER
     program.uid_map, program.gid_map = uid_map, gid_map
     program.step(lib.PYC_OP_SYNC, "wait")
-    process = Process(program, keeper_socket)
+    process = Process(program.pack(), keeper_socket)
     try:
         return os.open(f"/proc/{process.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:

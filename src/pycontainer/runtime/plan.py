@@ -20,7 +20,7 @@ from pycontainer.oci.runtime_rules import sysctl_path
 from pycontainer.runtime import identity, idmaps, mounts
 from pycontainer.runtime.cgroups import Cgroups
 from pycontainer.runtime.keeper import ATTACH_POINT, Keeper, helper_fd
-from pycontainer.runtime.program import CWD, Program
+from pycontainer.runtime.program import CWD, Packed, Program
 from pycontainer.runtime.seccomp import Filter
 
 __all__ = ["Directory", "Overlay", "Start", "build"]
@@ -95,11 +95,11 @@ class Start:
         cgroups: the control groups of the engine.
         user_namespaces: those that carry id maps for mounts.
         seccomp: the compiled filter, or None.
-        stdio: descriptors for 0, 1 and 2; -1 is the container's own /dev/null.
         init: run the helper as PID 1, which starts the program and reaps.
         files: small files laid over the image's, by path.
         bundle: directory to which relative sources refer.
         park: wait for :meth:`Process.resume` before the root is entered, for hooks.
+        packed: the finished program, where it is known already.
         join: descriptors of namespaces to join, by type.
     """
 
@@ -111,11 +111,11 @@ class Start:
     cgroups: Cgroups
     user_namespaces: idmaps.UserNamespaces
     seccomp: Filter | None = None
-    stdio: tuple[int, int, int] = (-1, -1, -1)
     init: bool = False
     files: Mapping[str, bytes] = attrs.Factory(dict)
     bundle: str | None = None
     park: bool = False
+    packed: Packed | None = None
     join: Mapping[str, int] = attrs.Factory(dict)
 
 
@@ -566,13 +566,12 @@ class _Builder:
             )
             return
         program.step(lib.PYC_OP_SETSID, "start a session")
-        stdin, stdout, stderr = self.start.stdio
         program.step(
             lib.PYC_OP_STDIO,
             "give the process its standard streams",
-            fd=program.share(stdin),
-            fd2=program.share(stdout),
-            a=program.share(stderr),
+            fd=program.share("stdin"),
+            fd2=program.share("stdout"),
+            a=program.share("stderr"),
             b=process.user.uid,
             c=process.user.gid,
         )

@@ -17,11 +17,15 @@ from pycontainer._ffi import ffi, lib, new_error, read_error
 from pycontainer.errors import StartError
 
 if TYPE_CHECKING:
-    from pycontainer.runtime.program import Program
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["Exit", "Process", "Streams"]
+    from pycontainer.runtime.program import Packed
+
+__all__ = ["Exit", "Output", "Process", "Streams"]
 
 _CHUNK = 1 << 16
+_NO_LIMIT = (1 << 63) - 1
+_LONGEST = 1 << 30  # milliseconds that poll(2) takes
 _SIGKILL = 9
 _CLD_EXITED = 1
 _EXIT = struct.Struct("<iiqqq")  # PycExit of csrc/start.h
@@ -46,6 +50,19 @@ class Exit:
     user_us: int
     system_us: int
     max_rss: int
+
+
+@attrs.frozen
+class Output:
+    """What was read of a stream.
+
+    Attributes:
+        data: what was kept.
+        dropped: bytes beyond the limit.
+    """
+
+    data: bytes
+    dropped: int
 
 
 @attrs.define(kw_only=True)
@@ -79,6 +96,7 @@ class Process:
     Args:
         program: the steps; its host steps run in this thread.
         keeper_socket: where the keeper takes requests.
+        named: the descriptors that the program shares by name; -1 for none.
 
     Raises:
         StartError: a step failed; the process is gone.
@@ -86,15 +104,18 @@ class Process:
 
     __slots__ = ("_child", "_exit", "_owner", "exit_fd", "pidfd", "terminal")
 
-    def __init__(self, program: Program, keeper_socket: int) -> None:
+    def __init__(self, program: Packed, keeper_socket: int, named: Mapping[str, int] | None = None) -> None:
         self._child = ffi.new("PycChild *")
         self._child.pidfd = self._child.exit_fd = self._child.tty_fd = self._child.status_fd = -1
         self._exit: Exit | None = None
         self._owner = os.getpid()
         self.pidfd = self.exit_fd = self.terminal = -1
-        packed = program.pack()
         err = new_error()
-        self._take(lib.pyc_start(ffi.from_buffer(packed), len(packed), keeper_socket, self._child, err), err)
+        fds = [fd if isinstance(fd, int) else (named or {})[fd] for fd in program.shared]
+        code = lib.pyc_start(
+            ffi.from_buffer(program.data), len(program.data), fds, len(fds), keeper_socket, self._child, err
+        )
+        self._take(code, err)
 
     def _take(self, code: int, err: Any) -> None:  # noqa: ANN401 - a cffi struct has no static type
         """Follow a start, letting Python handle signals in between, and take over what it opened."""
@@ -183,6 +204,40 @@ class Process:
         """Never leave a process behind, even one whose owner was interrupted before it had it."""
         if hasattr(self, "exit_fd"):
             self.close()
+
+    def collect(self, outputs: Sequence[int], limit: int | None, deadline: float | None) -> tuple[bool, list[Output]]:
+        """Read up to two streams to their end and wait for the process to end; the quick way, all in one call.
+
+        Args:
+            outputs: read ends of pipes, which are closed.
+            limit: bytes to keep of each.
+            deadline: a ``time.monotonic()`` at which to give up.
+
+        Returns:
+            Whether it ended, and what was read. An exception, such as KeyboardInterrupt, leaves it running.
+        """
+        fds = ffi.new("int32_t[2]", [*outputs, -1, -1][:2])
+        kept = ffi.new("PycOutput[2]")
+        kept[0].limit = kept[1].limit = _NO_LIMIT if limit is None else limit
+        ended = ffi.new("int32_t *")
+        err = new_error()
+        try:
+            while True:
+                left = -1 if deadline is None else min(_LONGEST, max(0, int((deadline - time.monotonic()) * 1000) + 1))
+                code = lib.pyc_collect(self.exit_fd, fds, kept, left, ended, err)
+                if code == 0 or (code == -errno.ETIME and deadline is not None and time.monotonic() >= deadline):
+                    break
+                if code not in (-errno.EINTR, -errno.ETIME):
+                    step, _, number = read_error(err)
+                    raise OSError(number or -code, step or "wait for the process")
+            found = [Output(bytes(ffi.buffer(out.data, out.size)) if out.size else b"", out.dropped) for out in kept]
+            return bool(ended[0]), found[: len(outputs)]
+        finally:
+            for fd in fds:
+                if fd >= 0:
+                    os.close(fd)
+            for number in range(2):
+                lib.pyc_free_output(kept + number)
 
     def communicate(self, streams: Streams, *, deadline: float | None = None) -> bool:
         """Feed and read the process until it has ended and its output is drained.

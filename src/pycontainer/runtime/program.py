@@ -9,22 +9,42 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+import attrs
+
 from pycontainer._ffi import ffi, lib, new_error, read_error
 from pycontainer.errors import StartError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["CWD", "Program"]
+__all__ = ["CWD", "Packed", "Program"]
 
 CWD = -100  # AT_FDCWD
 NONE = -1
 
-_HEADER = struct.Struct("<IIIIIIQIIIIiiiI")
+_HEADER = struct.Struct("<IIIIIIQIIiiiI")
 _STEP = struct.Struct("<HHIiiQQQIIIIiI")
 _U64 = (1 << 64) - 1
 
 Text = str | bytes
+Shared = int | str
+
+
+@attrs.frozen
+class Packed:
+    """A program as the core takes it.
+
+    Attributes:
+        data: the buffer.
+        shared: the caller's descriptors that child steps use, by number or by name.
+    """
+
+    data: bytes
+    shared: tuple[Shared, ...]
+
+    def replace(self, old: str, new: str) -> Packed:
+        """Return the program with one text of a fixed length put for another, wherever it stands."""
+        return Packed(self.data.replace(old.encode(), new.encode()), self.shared)
 
 
 class Program:
@@ -58,7 +78,7 @@ class Program:
         self._host: list[bytes] = []
         self._child: list[bytes] = []
         self._slots = 0
-        self._shared: dict[int, int] = {}
+        self._shared: dict[Shared, int] = {}
         self.early_steps = 0
         self.clone_flags = 0
         self.cgroup_fd = NONE
@@ -68,10 +88,12 @@ class Program:
         self.status_target = NONE
         self.exec_pointers = 0
 
-    def share(self, fd: int) -> int:
-        """Return the operand by which child steps know a descriptor of the caller; it must stay open for the start."""
-        if fd < 0:
-            return fd
+    def share(self, fd: Shared) -> int:
+        """Return the operand by which child steps know a descriptor of the caller.
+
+        Args:
+            fd: a descriptor that stays open for the start, or the name of one that is given at the start.
+        """
         index = self._shared.setdefault(fd, len(self._shared))
         return int(lib.PYC_SLOT_BASE) - int(lib.PYC_SHARED) - index
 
@@ -284,7 +306,7 @@ class Program:
         Raises:
             StartError: a step failed; the process is gone.
         """
-        packed = self.pack()
+        packed = self.pack().data
         err = new_error()
         if lib.pyc_launch(ffi.from_buffer(packed), len(packed), err) < 0:
             raise StartError(*read_error(err))
@@ -295,7 +317,7 @@ class Program:
         Raises:
             StartError: a step failed; nothing is open.
         """
-        packed = self.pack()
+        packed = self.pack().data
         fds = ffi.new("int32_t[]", max(self._slots, 1))
         err = new_error()
         count = lib.pyc_prepare(ffi.from_buffer(packed), len(packed), fds, self._slots, err)
@@ -303,10 +325,9 @@ class Program:
             raise StartError(*read_error(err))
         return tuple(fds[0:count])
 
-    def pack(self) -> bytes:
+    def pack(self) -> Packed:
         """Return the program as the core takes it."""
         uid_map, gid_map = self.text(self.uid_map), self.text(self.gid_map)
-        shared = self.data(struct.pack(f"<{len(self._shared)}i", *self._shared)) if self._shared else 0
         self._pool.append(0)
         steps = b"".join(self._host) + b"".join(self._child)
         pool_offset = _HEADER.size + len(steps)
@@ -320,11 +341,9 @@ class Program:
             self.clone_flags,
             uid_map,
             gid_map,
-            shared,
-            len(self._shared),
             self.cgroup_fd,
             self.pidns_fd,
             self.status_target,
             self.exec_pointers,
         )
-        return b"".join((header, steps, self._pool))
+        return Packed(b"".join((header, steps, self._pool)), tuple(self._shared))

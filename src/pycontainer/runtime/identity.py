@@ -76,6 +76,7 @@ def add_credentials(program: Program, process: oci.Process, seccomp: Filter | No
     caps = process.capabilities or oci.Capabilities()
     bounding = capabilities.to_mask(caps.bounding)
     program.step(lib.PYC_OP_CHDIR, "enter the working directory", process.cwd)
+    add_rlimits(program, process)  # from here on nothing is opened, so that few files may be allowed
     program.step(lib.PYC_OP_BOUNDING, "limit the capabilities", a=bounding, b=len(capabilities.supported()) - 1)
     if not process.no_new_privileges:
         _load_filter(program, seccomp)  # it takes CAP_SYS_ADMIN, which is about to go

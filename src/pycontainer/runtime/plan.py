@@ -399,7 +399,7 @@ class _Builder:
                 continue
             fd = prepared.get(number)
             if fd is None:
-                fd = mounts.create_mount(self.program, mount)
+                fd = mounts.create_mount(self.program, self._with_mapped_group(mount))
             if mount.type == "proc":
                 proc = fd
             mounts.attach_mount(self.program, mount, fd)
@@ -407,6 +407,19 @@ class _Builder:
         for path, fd in files.items():
             if path not in covered:
                 self.program.attach(f"lay {path} over the image's", fd, path, flags=lib.PYC_MAKE_FILE)
+
+    def _with_mapped_group(self, mount: oci.Mount) -> oci.Mount:
+        """Leave out the group of terminals where the user namespace has no such group: the kernel would refuse it."""
+        maps = self.linux.gid_mappings
+        if mount.type != "devpts" or not maps:
+            return mount
+
+        def is_mapped(word: str) -> bool:
+            gid = word.removeprefix("gid=")
+            return any(m.container_id <= int(gid) < m.container_id + m.size for m in maps)
+
+        words = tuple(word for word in mount.options if not word.startswith("gid=") or is_mapped(word))
+        return attrs.evolve(mount, options=words)
 
     def _sysctls(self, proc: int) -> None:
         """Write kernel parameters through the very procfs that was just made, whatever lies over it by now."""
@@ -536,7 +549,6 @@ class _Builder:
         program, process = self.program, self.process
         if self.spec.root.readonly:
             program.step(lib.PYC_OP_SETATTR, "make the root read-only", "/", fd=CWD, a=mounts.RDONLY)
-        identity.add_rlimits(program, process)
         identity.add_scheduling(program, process, self.linux)
         program.step(lib.PYC_OP_KEYRING, "make a session keyring", flags=lib.PYC_DENIED_OK)
         self._streams()

@@ -34,12 +34,23 @@ typedef struct Member {
     struct Member *next, *previous;
 } Member;
 
+/* A process born ahead of its request, for the namespaces asked for last: it waits for its status socket. */
+typedef struct Spare {
+    uint64_t clone_flags; /* 0: there is none */
+    int pid, pidfd;
+    int control; /* our end of a socket pair; the process ends when it closes */
+} Spare;
+
 typedef struct Keeper {
     int events;     /* epoll */
     Member members; /* head of a ring */
     struct rlimit files;
     int own_pidns;
+    uint64_t wanted; /* namespaces of the last plain request, for the next spare; 0 when none is wanted */
+    Spare spare;
 } Keeper;
+
+enum { SPARE_AFTER_MS = 5, SPARE_IDLE_MS = 10000, FIRST_FREE = 6 };
 
 /* ---- in the new process ---- */
 
@@ -98,12 +109,39 @@ static const PycHeader *receive_parcel(Machine *m, int status, PycError *err) {
     return h;
 }
 
-static _Noreturn void be_born(const Keeper *k, int status, int go) {
+/* Wait, as a spare, for the status socket of the start that we shall be; nothing else of the keeper's is kept open. */
+static int await_status(int control) {
+    if (control != FIRST_FREE && sys(SYS_dup3, control, FIRST_FREE, O_CLOEXEC) < 0)
+        return -1;
+    (void)sys(SYS_close_range, FIRST_FREE + 1, ~0U, 0);
+    char byte;
+    struct iovec part = {&byte, 1};
+    union {
+        char buf[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control_data;
+    struct msghdr header = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control_data.buf, .msg_controllen = sizeof control_data};
+    long n = sys(SYS_recvmsg, FIRST_FREE, &header, MSG_CMSG_CLOEXEC);
+    struct cmsghdr *cmsg = n > 0 ? CMSG_FIRSTHDR(&header) : NULL;
+    int status = -1;
+    if (cmsg && cmsg->cmsg_type == SCM_RIGHTS)
+        __builtin_memcpy(&status, CMSG_DATA(cmsg), sizeof status);
+    return status;
+}
+
+static _Noreturn void be_born(const Keeper *k, int status, int go, int control) {
     PycError err = {0};
     Machine m;
     default_signals();
     (void)sys(SYS_prlimit64, 0, RLIMIT_NOFILE, &k->files, 0);
     (void)sys(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    if (control >= 0) {
+        status = await_status(control);
+        if (status < 0)
+            for (;;)
+                (void)sys(SYS_exit_group, 0);
+    }
     char byte;
     if (go >= 0 && sys(SYS_read, go, &byte, 1) != 1) /* the keeper writes the id maps first */
         (void)pyc_fail(&err, ECANCELED, "wait for the id maps of the user namespace", "");
@@ -202,7 +240,7 @@ static int bear(Keeper *k, const PycRequest *request, int status, int exit_fd, c
     };
     long pid = clone_into(&args, pidns, k);
     if (pid == 0)
-        be_born(k, status, go[0]);
+        be_born(k, status, go[0], -1);
     int rc = pid < 0 ? pyc_fail(&err, (int)pid, "clone the process into its namespaces", "") : 0;
     if (rc == 0 && request->has_maps) {
         rc = write_map((int)pid, "uid_map", request->uid_map, &err);
@@ -225,6 +263,49 @@ static int bear(Keeper *k, const PycRequest *request, int status, int exit_fd, c
     return rc;
 }
 
+static void drop_spare(Keeper *k) {
+    if (!k->spare.clone_flags)
+        return;
+    kill_pidfd(k->spare.pidfd);
+    while (syscall(SYS_waitid, P_PIDFD, k->spare.pidfd, NULL, WEXITED, NULL) < 0 && errno == EINTR)
+        continue;
+    (void)close(k->spare.pidfd);
+    (void)close(k->spare.control);
+    k->spare = (Spare){0};
+}
+
+static void make_spare(Keeper *k) {
+    int pair[2], pidfd = -1;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+        return;
+    struct clone_args args = {
+        .flags = k->wanted | CLONE_PIDFD | CLONE_CLEAR_SIGHAND,
+        .pidfd = (uint64_t)(uintptr_t)&pidfd,
+        .exit_signal = SIGCHLD,
+    };
+    long pid = syscall(SYS_clone3, &args, sizeof args);
+    if (pid == 0)
+        be_born(k, -1, -1, pair[1]);
+    (void)close(pair[1]);
+    if (pid > 0)
+        k->spare = (Spare){.clone_flags = k->wanted, .pid = (int)pid, .pidfd = pidfd, .control = pair[0]};
+    else
+        (void)close(pair[0]); /* the next request will tell why */
+}
+
+/* Give the start to the spare, if it is of the right kind and alive. Returns whether it has it. */
+static int use_spare(Keeper *k, int status, int exit_fd) {
+    Spare spare = k->spare;
+    if (send_event(status, PYC_EVENT_BORN, spare.pid, NULL, spare.pidfd) < 0)
+        return 0;
+    k->spare = (Spare){0};
+    /* Only the descriptor counts; a dead spare shows as a start that was killed. */
+    (void)send_event(spare.control, PYC_EVENT_BORN, 0, NULL, status);
+    (void)close(spare.control);
+    add_member(k, spare.pidfd, exit_fd);
+    return 1;
+}
+
 /* Take one request; returns 0 at the end of the stream. */
 static int serve(Keeper *k) {
     static PycRequest request;
@@ -245,8 +326,15 @@ static int serve(Keeper *k) {
     if (cmsg && cmsg->cmsg_type == SCM_RIGHTS && cmsg->cmsg_len <= CMSG_LEN(sizeof fds))
         memcpy(fds, CMSG_DATA(cmsg), cmsg->cmsg_len - CMSG_LEN(0));
     PYC_AUTO_FD status = fds[0];
-    if (status >= 0 && fds[1] >= 0)
-        (void)bear(k, &request, status, fds[1], fds + 2);
+    int plain = !request.has_cgroup && !request.has_pidns && !request.has_maps;
+    if (status >= 0 && fds[1] >= 0) {
+        int has_it = plain && request.clone_flags == k->spare.clone_flags && use_spare(k, status, fds[1]);
+        if (!has_it)
+            (void)bear(k, &request, status, fds[1], fds + 2);
+        k->wanted = plain ? request.clone_flags : 0;
+        if (k->spare.clone_flags != k->wanted)
+            drop_spare(k);
+    }
     pyc_close_fd(&fds[2]);
     pyc_close_fd(&fds[3]);
     return 1;
@@ -278,10 +366,19 @@ int keep(void) {
     if (epoll_ctl(k.events, EPOLL_CTL_ADD, KEEP_REQUESTS, &requests) < 0)
         return 1;
     for (;;) {
+        /* A moment of quiet is used to bear one ahead; one that nobody wants for long is let go. */
         struct epoll_event event;
-        int n = epoll_wait(k.events, &event, 1, -1);
+        int n = epoll_wait(k.events, &event, 1, k.spare.clone_flags ? SPARE_IDLE_MS : k.wanted ? SPARE_AFTER_MS : -1);
         if (n < 0 && errno != EINTR)
             break;
+        if (n == 0 && k.spare.clone_flags) {
+            drop_spare(&k);
+            k.wanted = 0;
+        } else if (n == 0) {
+            make_spare(&k);
+            if (!k.spare.clone_flags)
+                k.wanted = 0;
+        }
         if (n <= 0)
             continue;
         if (event.data.ptr)
@@ -289,6 +386,7 @@ int keep(void) {
         else if (!serve(&k))
             break;
     }
+    drop_spare(&k);
     kill_members(&k);
     return 0;
 }

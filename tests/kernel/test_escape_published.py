@@ -77,6 +77,27 @@ def test_cve_2019_5736_what_runs_as_init_is_a_sealed_copy_in_memory(jail: Jail) 
     )
 
 
+@pytest.mark.xfail(strict=False, reason="the inode of the copy is shared, and root inside owns it")
+@pytest.mark.parametrize("damage", ["chmod 0", "chown 4242", "chmod 4777"])
+def test_cve_2019_5736_the_init_of_later_containers_is_not_damaged_either(
+    damage: str, tmp_path: Path, busybox_rootfs: Path
+) -> None:
+    """They run the same copy: what can be done to the file behind it is done to all. In a program of its own."""
+    from pycontainer import Engine
+
+    with Engine(tmp_path / "engine") as engine:
+        engine.images.import_rootfs(busybox_rootfs, reference="busybox:test")
+    run = (
+        "import sys; from pycontainer import Engine\n"
+        "with Engine(sys.argv[1]) as engine:\n"
+        "    for script in sys.argv[2:]:\n"
+        "        result = engine.run('busybox:test', ['sh', '-c', script], init=True, timeout=20)\n"
+        "print(result.stdout.decode())\n"
+    )
+    scripts = (f"{damage} /proc/1/exe", "stat -Lc %a:%u /proc/1/exe")
+    assert said_by([sys.executable, "-c", run, str(tmp_path / "engine"), *scripts]) == "555:0"
+
+
 @pytest.fixture(scope="module")
 def with_python(jail: Jail) -> Image:
     """Give an image in which the interpreter of this program would find its libraries."""
@@ -97,7 +118,6 @@ def with_python(jail: Jail) -> Image:
     return jail.variant("with-python", change)
 
 
-@pytest.mark.xfail(strict=False, reason="the start does not defend against this yet")
 @pytest.mark.parametrize("init", [False, True], ids=["", "with-init"])
 @pytest.mark.parametrize(
     "command",
@@ -156,7 +176,6 @@ def test_cve_2024_21626_not_by_the_configuration_of_an_image_either(jail: Jail, 
             jail.run("/bin/busybox", "ls", image=image)
 
 
-@pytest.mark.xfail(strict=False, reason="the start does not defend against this yet")
 @pytest.mark.parametrize("init", [False, True], ids=["", "with-init"])
 @pytest.mark.parametrize("way", ["path", "link", "script", "search"])
 def test_cve_2024_21626_no_program_of_the_host_is_run(jail: Jail, tools: Path, held: int, way: str, init: bool) -> None:
@@ -179,10 +198,20 @@ def test_cve_2024_21626_no_program_of_the_host_is_run(jail: Jail, tools: Path, h
     assert not (tools / "busybox").read_bytes().startswith(b"OWNED")
 
 
+@pytest.mark.parametrize("init", [False, True], ids=["", "with-init"])
+def test_cve_2024_21626_no_number_leads_to_a_directory(jail: Jail, init: bool) -> None:
+    """Whatever the engine itself holds, whatever its number: neither as a program nor as a working directory."""
+    for number in range(3, 20):
+        for up in ("", "/..", "/../.."):
+            with pytest.raises(Error):
+                jail.run(f"/proc/self/fd/{number}{up}/bin/busybox", "true", init=init, check=True)
+            with pytest.raises(Error):
+                jail.run("/bin/true", workdir=f"/proc/self/fd/{number}{up}", init=init)
+
+
 # ── the standard streams are the host's ────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.xfail(strict=False, reason="the start does not defend against this yet")
 @pytest.mark.parametrize(("fd", "streams"), [(0, {}), (1, {"stdout": "discard"}), (2, {"stderr": "discard"})])
 @pytest.mark.parametrize("attack", ["fchmod", "fchown"])
 def test_the_null_device_of_the_host_cannot_be_changed_through_a_stream(
@@ -319,7 +348,6 @@ def test_cve_2025_52881_a_link_in_place_of_a_file_system_is_not_followed_out(
     assert list(canary.iterdir()) == []
 
 
-@pytest.mark.xfail(strict=False, reason="the start does not defend against this yet")
 @pytest.mark.parametrize("target", ["/proc/sys/net/ipv4", "/data"])
 def test_cve_2025_52881_a_kernel_parameter_is_written_nowhere_else(jail: Jail, tmp_path: Path, target: str) -> None:
     """A volume lies over /proc/sys/net/ipv4, because an image says that /data is there, and links the file away."""
@@ -337,6 +365,17 @@ def test_cve_2025_52881_a_kernel_parameter_is_written_nowhere_else(jail: Jail, t
             sysctls={"net.ipv4.ip_forward": "77"},
         )
         assert shown == "0"
+
+
+def test_cve_2025_52881_a_kernel_parameter_does_not_wait_for_a_pipe(jail: Jail, tmp_path: Path) -> None:
+    """Opening a pipe that nobody reads would keep the caller for ever."""
+    os.mkfifo(tmp_path / "ip_forward")
+    with contextlib.suppress(Error, ValueError):
+        jail.run(
+            "/bin/true",
+            mounts=[Mount.bind(str(tmp_path), "/proc/sys/net/ipv4")],
+            sysctls={"net.ipv4.ip_forward": "1"},
+        )
 
 
 def test_sysctl_and_oom_score_adj_arrive_where_they_belong(jail: Jail) -> None:

@@ -10,7 +10,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pycontainer import bundle as bundles
 from pycontainer.attached import Running, run_attached
 from pycontainer.errors import Unsupported
 from pycontainer.image import Image, Images
@@ -400,6 +399,8 @@ class Engine:
             Unsupported: it asks for something that this host or version does not do.
             StartError: a step of the start failed.
         """
+        from pycontainer import bundle as bundles  # its hooks need subprocess, which is slow to import
+
         began = time.monotonic()
         bundle = bundles.read(Path(path))
         spec = bundle.spec

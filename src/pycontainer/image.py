@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import os
 import stat
@@ -18,6 +17,7 @@ from pycontainer.names import Reference, is_id_prefix, parse_reference
 from pycontainer.oci.image import MAX_CONFIG, parse_config
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Callable, Iterator, Sequence
 
     from pycontainer.store import ImageRow, Store

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import glob
-import ipaddress
 import os
 import re
 import stat
@@ -94,8 +92,15 @@ class Options:
         if self.hostname is not None and not _HOSTNAME.fullmatch(self.hostname):
             msg = f"not a host name: {self.hostname!r}"
             raise ValueError(msg)
-        for address in (*self.dns, *self.extra_hosts.values()):
-            ipaddress.ip_address(address)
+        if self.dns or self.extra_hosts:
+            _check_addresses(*self.dns, *self.extra_hosts.values())
+
+
+def _check_addresses(*addresses: str) -> None:
+    import ipaddress  # slow to import, and few containers need it
+
+    for address in addresses:
+        ipaddress.ip_address(address)
 
 
 def full_command(config: ImageConfig, options: Options) -> tuple[str, ...]:
@@ -265,7 +270,8 @@ def _linux(options: Options) -> oci.Linux:
 
 @functools.lru_cache(maxsize=1)
 def _usual_masks() -> tuple[str, ...]:
-    found = [path for pattern in defaults.MASKED_GLOBS for path in sorted(glob.glob(pattern))]  # noqa: PTH207
+    root = Path("/")
+    found = [path for pattern in defaults.MASKED_GLOBS for path in sorted(map(str, root.glob(pattern.lstrip("/"))))]
     return (*defaults.MASKED_PATHS, *found)
 
 

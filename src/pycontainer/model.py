@@ -6,7 +6,6 @@ Sizes are bytes; text such as ``"256M"`` is taken wherever a size is. Times are 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
@@ -262,7 +261,11 @@ class IdMap:
 def _words(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
     if value is None:
         return None
-    return tuple(shlex.split(value)) if isinstance(value, str) else tuple(value)
+    if not isinstance(value, str):
+        return tuple(value)
+    import shlex  # few give a text
+
+    return tuple(shlex.split(value))
 
 
 @attrs.frozen(kw_only=True)

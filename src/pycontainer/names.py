@@ -7,8 +7,8 @@ registry means ``docker.io``, a single word there means ``library/``, no tag mea
 from __future__ import annotations
 
 import functools
+import os
 import re
-import secrets
 
 import attrs
 
@@ -215,7 +215,7 @@ def new_container_id() -> str:
     Its first twelve are never all decimal: the short form serves as the host name, and a number is a poor one.
     """
     while True:
-        identity = secrets.token_hex(32)
+        identity = os.urandom(_ID_DIGITS // 2).hex()
         if not identity[:12].isdecimal():
             return identity
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,6 +141,8 @@ def normalize(name: str) -> str:
     full = upper if upper.startswith("CAP_") else f"CAP_{upper}"
     if full in NUMBERS:
         return full
+    import difflib  # slow to import, and only errors need it
+
     close = difflib.get_close_matches(full, NAMES, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "capabilities(7) lists them, ALL means every one"
     raise ValueError(f"{name!r} is not a capability: {hint}")

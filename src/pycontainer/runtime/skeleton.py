@@ -7,8 +7,6 @@ container wrote. What an image has under these names covers the skeleton.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 __all__ = ["FILES", "prepare"]
@@ -27,6 +25,9 @@ def prepare(cache: Path) -> str:
     path = cache / f"skeleton-{_VERSION}"
     if path.is_dir():
         return str(path)
+    import shutil  # slow to import, and this is done once in the life of a store
+    import tempfile
+
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix="skeleton-", dir=cache))
     try:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import warnings
 import weakref
 from contextlib import contextmanager
@@ -178,7 +177,7 @@ class Store:
     @contextmanager
     def workspace(self) -> Iterator[Path]:
         """Give a directory in the store for unfinished work; it goes at the end, or after a kill with the next open."""
-        name = secrets.token_hex(8)
+        name = os.urandom(8).hex()
         with self._locks.hold(key("tmp", name)):
             path = self.root / "tmp" / name
             path.mkdir(mode=0o700)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -134,6 +133,8 @@ def remove_tree(path: Path) -> None:
     Raises:
         StoreError: something of it stays.
     """
+    import shutil  # slow to import, for compressors that are not needed here
+
     try:
         shutil.rmtree(path)
     except FileNotFoundError:

@@ -369,6 +369,15 @@ def test_kill_9_of_a_command_in_a_terminal_leaves_nothing(root: Path) -> None:
         terminal.process.kill()
 
 
+def test_a_terminal_that_is_hung_up_ends_it_all(root: Path) -> None:
+    terminal = Terminal(root, "run", "-it", "busybox:test", "sh", "-c", "echo ready; exec sleep 60")
+    terminal.until(b"ready")
+    time.sleep(0.2)
+    os.close(terminal.slave)
+    os.close(terminal.master)
+    assert terminal.process.wait(PATIENCE) in (125, 129)
+
+
 # ── images ──
 
 

@@ -5,6 +5,7 @@ This module is the way in and the way out: it turns every error into one line an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -126,5 +127,6 @@ def explain(error: Exception, settings: Settings) -> int:
 
 
 def tell(what: object) -> None:
-    """Write a line for people to the standard error."""
-    sys.stderr.write(f"pycontainer: {what}\n")
+    """Write a line for people to the standard error; where nobody can read it any more, the exit status still tells."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"pycontainer: {what}\n")

@@ -10,7 +10,7 @@ import threading
 import time
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -91,7 +91,8 @@ class Foreground:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._saved is not None:
-            termios.tcsetattr(0, termios.TCSADRAIN, self._saved)
+            with suppress(termios.error):  # the terminal was hung up: there is nothing to restore
+                termios.tcsetattr(0, termios.TCSADRAIN, self._saved)
         self._let_go()
 
     def _let_go(self) -> None:

@@ -31,6 +31,7 @@ _FORWARDED = (
     *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
 )
 _INSISTENT = (signal.SIGINT, signal.SIGTERM)
+_HANGUP_SECONDS = 3.0
 _INSIST_TIMES, _INSIST_SECONDS = 3, 10.0
 
 
@@ -119,8 +120,11 @@ class Foreground:
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGCONT and self._saved is not None:
-            tty.setraw(0, termios.TCSANOW)  # the shell had its own modes meanwhile
+            with suppress(termios.error):  # SIGCONT comes with a hang-up too
+                tty.setraw(0, termios.TCSANOW)  # the shell had its own modes meanwhile
             self._resize()
+        if number == signal.SIGHUP and self._tty and self._interactive and not os.isatty(0):
+            self._end_soon()
         insists = number in _INSISTENT and self._insists()
         if self._running is not None:
             self._running.kill(signal.SIGKILL if insists else number)
@@ -129,6 +133,13 @@ class Foreground:
             signal.raise_signal(number)
         else:
             self._waiting.append(number)
+
+    def _end_soon(self) -> None:
+        """Let a program in a terminal that was hung up end by itself, but not stay where nobody can reach it."""
+        if self._running is not None:
+            timer = threading.Timer(_HANGUP_SECONDS, self._running.kill)
+            timer.daemon = True
+            timer.start()
 
     def _insists(self) -> bool:
         now = time.monotonic()

@@ -15,6 +15,7 @@ from pycontainer.errors import Conflict, Error, ImageError, NotFound, StoreError
 from pycontainer.model import ImageConfig, Mount
 from pycontainer.names import Reference, is_id_prefix, parse_reference
 from pycontainer.oci.image import MAX_CONFIG, parse_config
+from pycontainer.records import Record
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -28,8 +29,8 @@ _ID = "sha256:"
 _ID_LENGTH = len(_ID) + 64
 
 
-@attrs.frozen(kw_only=True)
-class Image:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Image(Record):
     """A read-only template for containers, as the store has it; it does not change when the store does.
 
     Attributes:

@@ -16,6 +16,7 @@ from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Rlimit,
 from pycontainer.oci import defaults
 from pycontainer.oci import runtime as oci
 from pycontainer.oci.runtime_rules import sysctl_namespace, sysctl_path
+from pycontainer.records import Record
 from pycontainer.runtime import capabilities, devices
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def _command(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(os.fspath(part) for part in value)
 
 
-@attrs.frozen(kw_only=True)
-class Options:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Options(Record):
     """Everything that may be asked of a container; :meth:`pycontainer.Engine.run` tells what each means."""
 
     command: tuple[str, ...] | None = attrs.field(default=None, converter=_command)

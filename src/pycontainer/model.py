@@ -11,6 +11,8 @@ from typing import Literal, TypeAlias
 
 import attrs
 
+from pycontainer.records import Record
+
 __all__ = [
     "Device",
     "IdMap",
@@ -73,8 +75,8 @@ def _swap(value: Size | None) -> int | None:
     return -1 if value == -1 else _optional_size(value)
 
 
-@attrs.frozen(kw_only=True)
-class Limits:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Limits(Record):
     """What a container may use. ``None`` leaves a thing unlimited.
 
     Attributes:
@@ -146,8 +148,8 @@ def _check_range(name: str, value: float | None, low: float, high: float) -> Non
 Propagation: TypeAlias = Literal["private", "rprivate", "slave", "rslave", "shared", "rshared"]
 
 
-@attrs.frozen(kw_only=True)
-class Mount:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Mount(Record):
     """Something mounted into a container; make one with :meth:`bind` or :meth:`tmpfs`.
 
     Attributes:
@@ -213,8 +215,8 @@ class Mount:
         return cls(type="tmpfs", target=target, size=size, mode=mode, options=tuple(options))
 
 
-@attrs.frozen
-class Rlimit:
+@attrs.frozen(eq=False, repr=False)
+class Rlimit(Record):
     """A resource limit of the process, see getrlimit(2); -1 is no limit.
 
     Attributes:
@@ -228,8 +230,8 @@ class Rlimit:
     hard: int = attrs.field(default=attrs.Factory(lambda self: self.soft, takes_self=True))
 
 
-@attrs.frozen
-class Device:
+@attrs.frozen(eq=False, repr=False)
+class Device(Record):
     """A device node given to the container.
 
     Attributes:
@@ -243,8 +245,8 @@ class Device:
     access: str = attrs.field(default="rwm", validator=attrs.validators.matches_re(r"[rwm]{1,3}"))
 
 
-@attrs.frozen
-class IdMap:
+@attrs.frozen(eq=False, repr=False)
+class IdMap(Record):
     """One range of ids of a user namespace, see user_namespaces(7).
 
     Attributes:
@@ -268,8 +270,8 @@ def _words(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return tuple(shlex.split(value))
 
 
-@attrs.frozen(kw_only=True)
-class ImageConfig:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class ImageConfig(Record):
     """How containers of an image run unless told otherwise; the OCI image config's ``config`` object.
 
     Attributes:
@@ -295,8 +297,8 @@ class ImageConfig:
     labels: Mapping[str, str] = attrs.field(factory=dict, converter=_mapping)
 
 
-@attrs.frozen(kw_only=True)
-class Usage:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Usage(Record):
     """What a container used; ``None`` where the host keeps no count (``pycontainer doctor`` says why).
 
     Attributes:
@@ -323,8 +325,8 @@ class Usage:
         return self.cpu_user_seconds + self.cpu_system_seconds
 
 
-@attrs.frozen(kw_only=True)
-class Result:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Result(Record):
     """How a run ended.
 
     Attributes:

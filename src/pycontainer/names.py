@@ -13,6 +13,7 @@ import re
 import attrs
 
 from pycontainer.errors import InvalidReference
+from pycontainer.records import Record
 
 __all__ = [
     "DEFAULT_REGISTRY",
@@ -47,8 +48,8 @@ _CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _MAX_CONTAINER_NAME = 255
 
 
-@attrs.frozen
-class Reference:
+@attrs.frozen(eq=False, repr=False)
+class Reference(Record):
     """The name of an image, complete: made by :func:`parse_reference`, shown by ``str``.
 
     Attributes:

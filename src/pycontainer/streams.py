@@ -20,7 +20,7 @@ Input: TypeAlias = Literal["none", "inherit"] | int | IO[Any]
 Output: TypeAlias = Literal["capture", "inherit", "discard"] | int | IO[Any] | Callable[[bytes], object]
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, eq=False, repr=False)
 class Attachment:
     """Where the streams of a run go."""
 

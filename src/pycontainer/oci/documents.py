@@ -26,6 +26,8 @@ from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar, cast
 
 import attrs
 
+from pycontainer.records import Record, fields_of
+
 __all__ = [
     "REQUIRED",
     "Bounds",
@@ -81,33 +83,16 @@ class Misfit(Exception):
         return f"{self.path}: {self.reason}" if self.path else self.reason
 
 
-class Document:
-    """Base of the objects of documents: equality, hash and text by their fields, in place of attrs' own.
-
-    attrs compiles these methods anew for each class, which for the classes of one document takes longer than all the
-    rest of importing them. So they are decorated ``@attrs.frozen(kw_only=True, eq=False, repr=False)``.
-    """
+class Document(Record):
+    """Base of the objects of documents: ``@attrs.frozen(kw_only=True, eq=False, repr=False)``."""
 
     __slots__ = ()
 
-    def __eq__(self, other: object) -> bool:
-        if other.__class__ is not self.__class__:
-            return NotImplemented
-        return all(getattr(self, field.name) == getattr(other, field.name) for field in _attributes(self.__class__))
-
-    def __hash__(self) -> int:
-        return hash((self.__class__, *(getattr(self, field.name) for field in _attributes(self.__class__))))
-
     def __repr__(self) -> str:
         """Return how to make it, with what differs from the defaults."""
-        values = ((field, getattr(self, field.name)) for field in _attributes(self.__class__))
+        values = ((field, getattr(self, field.name)) for field in fields_of(self.__class__))
         shown = ", ".join(f"{field.name}={value!r}" for field, value in values if value != _default(field))
         return f"{self.__class__.__name__}({shown})"
-
-
-def _attributes(cls: type[Any]) -> tuple[attrs.Attribute[Any], ...]:
-    fields: tuple[attrs.Attribute[Any], ...] = attrs.fields(cls)
-    return fields
 
 
 def _default(field: attrs.Attribute[Any]) -> object:

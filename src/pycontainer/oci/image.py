@@ -18,6 +18,7 @@ import attrs
 from pycontainer.errors import ImageError
 from pycontainer.model import ImageConfig
 from pycontainer.names import is_digest
+from pycontainer.records import Record
 
 __all__ = [
     "CONFIG",
@@ -198,8 +199,8 @@ def _check_text(value: str, what: str) -> None:
         raise ImageError(msg) from None
 
 
-@attrs.frozen(kw_only=True)
-class Platform:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Platform(Record):
     """What an image runs on, in Go's words: ``linux``, ``amd64``, ``v8``."""
 
     os: str
@@ -210,8 +211,8 @@ class Platform:
         return f"{self.os}/{self.architecture}" + (f"/{self.variant}" if self.variant else "")
 
 
-@attrs.frozen(kw_only=True)
-class Descriptor:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Descriptor(Record):
     """A reference to content: what it is, its digest and its size in bytes."""
 
     media_type: str
@@ -232,8 +233,8 @@ class Descriptor:
         return value
 
 
-@attrs.frozen(kw_only=True)
-class Manifest:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Manifest(Record):
     """An image: its config and its layers, the lowest first."""
 
     config: Descriptor
@@ -254,8 +255,8 @@ class Manifest:
         return _to_bytes(value)
 
 
-@attrs.frozen(kw_only=True)
-class Index:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Index(Record):
     """A list of manifests, or of further indexes: one image for several platforms, or all images of a layout."""
 
     manifests: tuple[Descriptor, ...]
@@ -274,8 +275,8 @@ class Index:
         return _to_bytes(value)
 
 
-@attrs.frozen(kw_only=True)
-class History:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class History(Record):
     """How one layer, or a step without one, came to be."""
 
     created_by: str = ""
@@ -284,8 +285,8 @@ class History:
     empty_layer: bool = False
 
 
-@attrs.frozen(kw_only=True)
-class ImageDocument:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class ImageDocument(Record):
     """The image config document: platform, the diff IDs of the layers and how to run it."""
 
     platform: Platform

@@ -16,6 +16,7 @@ import attrs
 
 from pycontainer._ffi import lib, new_error, read_error
 from pycontainer.errors import StartError, Unsupported
+from pycontainer.records import Record
 from pycontainer.runtime import devices, limits
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ _BPF_CGROUP_DEVICE = 6  # enum bpf_attach_type in linux/bpf.h
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-@attrs.frozen(kw_only=True)
-class Hierarchy:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Hierarchy(Record):
     """One mounted cgroup hierarchy.
 
     Attributes:
@@ -60,8 +61,8 @@ class Hierarchy:
     name: str
 
 
-@attrs.frozen(kw_only=True)
-class Counters:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Counters(Record):
     """What a group counted; ``None`` where the host has no such count.
 
     Attributes:

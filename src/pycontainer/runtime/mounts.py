@@ -67,7 +67,7 @@ _IGNORED = {
 _SUPERBLOCK = {"sync", "dirsync", "lazytime", "nolazytime", "iversion", "noiversion"}
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, eq=False, repr=False)
 class Options:
     """The option words of one mount, sorted out.
 

@@ -17,6 +17,7 @@ from pycontainer._ffi import lib
 from pycontainer.errors import Unsupported
 from pycontainer.oci import runtime as oci
 from pycontainer.oci.runtime_rules import sysctl_path
+from pycontainer.records import Record
 from pycontainer.runtime import identity, idmaps, mounts
 from pycontainer.runtime.cgroups import Cgroups
 from pycontainer.runtime.keeper import ATTACH_POINT, Keeper, helper_fd
@@ -58,8 +59,8 @@ _DEFAULT_LINKS = (
 )
 
 
-@attrs.frozen(kw_only=True)
-class Overlay:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Overlay(Record):
     """A root made of read-only layers with a writable one on top.
 
     Attributes:
@@ -75,14 +76,14 @@ class Overlay:
     userns_fd: int = -1
 
 
-@attrs.frozen(kw_only=True)
-class Directory:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Directory(Record):
     """A root that is a directory of the host as it is, as in a bundle."""
 
     path: str
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, eq=False, repr=False)
 class Start:
     """All that one start needs beside its document.
 

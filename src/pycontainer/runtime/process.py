@@ -15,6 +15,7 @@ import attrs
 
 from pycontainer._ffi import ffi, lib, new_error, read_error
 from pycontainer.errors import StartError
+from pycontainer.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,8 +34,8 @@ _EXIT = struct.Struct("<iiqqq")  # PycExit of csrc/start.h
 Sink = Callable[[bytes], object]
 
 
-@attrs.frozen(kw_only=True)
-class Exit:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Exit(Record):
     """How a process ended, see waitid(2).
 
     Attributes:
@@ -52,8 +53,8 @@ class Exit:
     max_rss: int
 
 
-@attrs.frozen
-class Output:
+@attrs.frozen(eq=False, repr=False)
+class Output(Record):
     """What was read of a stream.
 
     Attributes:
@@ -65,7 +66,7 @@ class Output:
     dropped: int
 
 
-@attrs.define(kw_only=True)
+@attrs.define(kw_only=True, eq=False, repr=False)
 class Streams:
     """The caller's ends of a process's standard streams; closed by :meth:`Process.communicate`.
 

@@ -13,6 +13,7 @@ import attrs
 
 from pycontainer._ffi import ffi, lib, new_error, read_error
 from pycontainer.errors import StartError
+from pycontainer.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,8 +31,8 @@ Text = str | bytes
 Shared = int | str
 
 
-@attrs.frozen
-class Packed:
+@attrs.frozen(eq=False, repr=False)
+class Packed(Record):
     """A program as the core takes it.
 
     Attributes:

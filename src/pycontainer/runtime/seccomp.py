@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import attrs
 
 from pycontainer.errors import StoreError
+from pycontainer.records import Record
 from pycontainer.runtime import seccomp_profile
 from pycontainer.runtime.seccomp_profile import default_profile, load_profile
 
@@ -29,8 +30,8 @@ _INSTRUCTION_SIZE = 8  # sizeof(struct sock_filter)
 _MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
 
 
-@attrs.frozen
-class Filter:
+@attrs.frozen(eq=False, repr=False)
+class Filter(Record):
     """A compiled filter, as ``seccomp(2)`` takes it.
 
     Args:
@@ -38,8 +39,11 @@ class Filter:
         flags: ``SECCOMP_FILTER_FLAG_*`` bits.
     """
 
-    program: bytes = attrs.field(repr=lambda program: f"<{len(program) // _INSTRUCTION_SIZE} instructions>")
+    program: bytes
     flags: int = 0
+
+    def __repr__(self) -> str:
+        return f"Filter(<{len(self.program) // _INSTRUCTION_SIZE} instructions>, flags={self.flags})"
 
 
 def compile_filter(seccomp: Seccomp) -> Filter:

@@ -12,9 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-import attrs
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pycontainer.errors import NotFound
 from pycontainer.runtime import capabilities as caps
@@ -66,8 +64,7 @@ SUB_ARCHITECTURES: dict[str, tuple[str, ...]] = {
 }
 
 
-@attrs.frozen(kw_only=True)
-class Condition:
+class Condition(NamedTuple):
     """When a rule holds; every part that is not empty must be met.
 
     Args:
@@ -81,8 +78,7 @@ class Condition:
     kernel: tuple[int, int] | None = None
 
 
-@attrs.frozen(kw_only=True)
-class Rule:
+class Rule(NamedTuple):
     """What to do with some system calls, under conditions.
 
     Args:

@@ -13,6 +13,7 @@ import attrs
 
 from pycontainer._ffi import lib, new_error
 from pycontainer.errors import NotFound
+from pycontainer.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -23,23 +24,23 @@ _LIMIT = 16 << 20
 _MAX_ID = (1 << 32) - 2
 
 
-@attrs.frozen
-class _User:
+@attrs.frozen(eq=False, repr=False)
+class _User(Record):
     name: str
     uid: int
     gid: int
     home: str
 
 
-@attrs.frozen
-class _Group:
+@attrs.frozen(eq=False, repr=False)
+class _Group(Record):
     name: str
     gid: int
     members: tuple[str, ...]
 
 
-@attrs.frozen(kw_only=True)
-class Identity:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Identity(Record):
     """The numbers that a process gets.
 
     Attributes:
@@ -55,8 +56,8 @@ class Identity:
     home: str
 
 
-@attrs.frozen
-class Accounts:
+@attrs.frozen(eq=False, repr=False)
+class Accounts(Record):
     """The users and groups of an image."""
 
     users: tuple[_User, ...]

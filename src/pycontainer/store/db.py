@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pycontainer.errors import StoreError
+from pycontainer.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -65,8 +66,8 @@ def _split(text: str | None) -> tuple[str, ...]:
     return tuple(text.split()) if text else ()
 
 
-@attrs.frozen
-class ImageRow:
+@attrs.frozen(eq=False, repr=False)
+class ImageRow(Record):
     """One image, as recorded.
 
     Attributes:
@@ -88,8 +89,8 @@ class ImageRow:
     references: tuple[str, ...] = attrs.field(converter=_split)
 
 
-@attrs.frozen
-class LayerRow:
+@attrs.frozen(eq=False, repr=False)
+class LayerRow(Record):
     """One layer of an image.
 
     Attributes:

@@ -62,12 +62,14 @@ static void kill_cgroup(int parent, const char *id) {
 }
 
 static void clean_one(int instance, const char *id, int cgroups, int kill_first) {
+    int gone = 1;
     for (int i = 0; i < cgroups; i++) {
         if (kill_first)
             kill_cgroup(CLEAN_CGROUPS + i, id);
-        (void)pyc_remove_cgroup(CLEAN_CGROUPS + i, id, WAIT_MS, NULL);
+        gone &= pyc_remove_cgroup(CLEAN_CGROUPS + i, id, WAIT_MS, NULL) == 0;
     }
-    (void)pyc_remove_tree(instance, id, NULL);
+    if (gone) /* the directory is what tells the next open of the groups */
+        (void)pyc_remove_tree(instance, id, NULL);
 }
 
 static void clean_all(int instance, int cgroups) {

@@ -136,6 +136,8 @@ static _Noreturn void be_born(const Keeper *k, int status, int go, int control) 
     default_signals();
     (void)sys(SYS_prlimit64, 0, RLIMIT_NOFILE, &k->files, 0);
     (void)sys(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    (void)sys(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0,
+              0); /* in a joined pid namespace others could trace us until execve */
     if (control >= 0) {
         status = await_status(control);
         if (status < 0)
@@ -328,7 +330,8 @@ static int serve(Keeper *k) {
     PYC_AUTO_FD status = fds[0];
     int plain = !request.has_cgroup && !request.has_pidns && !request.has_maps;
     if (status >= 0 && fds[1] >= 0) {
-        int has_it = plain && request.clone_flags == k->spare.clone_flags && use_spare(k, status, fds[1]);
+        int fits = plain && k->spare.clone_flags && request.clone_flags == k->spare.clone_flags;
+        int has_it = fits && use_spare(k, status, fds[1]);
         if (!has_it)
             (void)bear(k, &request, status, fds[1], fds + 2);
         k->wanted = plain ? request.clone_flags : 0;

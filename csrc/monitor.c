@@ -3,10 +3,19 @@
  */
 #include "monitor.h"
 
+#include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
+/* What the program ignores stays ignored over execve; with SIGCHLD ignored no status of a child would be left for us. */
+static void default_signals(void) {
+    struct sigaction action = {.sa_handler = SIG_DFL};
+    for (int number = 1; number < NSIG; number++)
+        (void)sigaction(number, &action, NULL); /* fails for SIGKILL, SIGSTOP and libc's own, as it must */
+}
+
 int main(int argc, char **argv) {
+    default_signals();
     if (argc == 2 && strcmp(argv[1], "keep") == 0)
         return keep();
     if (argc == 3 && strcmp(argv[1], "clean") == 0)

@@ -21,6 +21,15 @@ static void close_dir(DIR **dir) {
         (void)closedir(*dir);
 }
 
+/* A stream of its own over an open directory, whose descriptor stays ours. */
+static DIR *open_dir(int fd) {
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    DIR *dir = copy < 0 ? NULL : fdopendir(copy);
+    if (!dir && copy >= 0)
+        (void)close(copy);
+    return dir;
+}
+
 static int is_dot(const char *name) { return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2])); }
 
 /* Empty the directory `name` below top. Directories in it that are not empty are moved up beside it, under fresh names,
@@ -29,7 +38,7 @@ static int flatten(int top, const char *name, unsigned long *counter) {
     PYC_AUTO_FD fd = openat(top, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return -errno;
-    PYC_CLEANUP(close_dir) DIR *dir = fdopendir(dup(fd));
+    PYC_CLEANUP(close_dir) DIR *dir = open_dir(fd);
     if (!dir)
         return -errno;
     struct dirent *entry;
@@ -47,7 +56,9 @@ static int flatten(int top, const char *name, unsigned long *counter) {
         char fresh[48];
         do
             (void)snprintf(fresh, sizeof fresh, ".pyc-gone-%lu", (*counter)++);
-        while (renameat(fd, entry->d_name, top, fresh) < 0 && (errno == ENOTEMPTY || errno == EEXIST));
+        while (renameat2(fd, entry->d_name, top, fresh, RENAME_NOREPLACE) < 0 && errno == EEXIST);
+        if (faccessat(fd, entry->d_name, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+            return -EBUSY; /* it could not be moved: a mount point, or no rights */
     }
     return 0;
 }
@@ -63,7 +74,7 @@ int pyc_remove_tree(int dirfd, const char *name, PycError *err) {
         PYC_AUTO_FD top = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         if (top < 0)
             return errno == ENOENT ? 0 : pyc_fail(err, errno, "open to remove", name);
-        PYC_CLEANUP(close_dir) DIR *dir = fdopendir(dup(top));
+        PYC_CLEANUP(close_dir) DIR *dir = open_dir(top);
         if (!dir)
             return pyc_fail(err, errno, "list to remove", name);
         struct dirent *entry;
@@ -93,7 +104,7 @@ static int remove_child_cgroups(int dirfd, const char *name, int wait_ms, PycErr
     PYC_AUTO_FD fd = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return errno == ENOENT ? 0 : pyc_fail(err, errno, "open the cgroup", name);
-    PYC_CLEANUP(close_dir) DIR *dir = fdopendir(dup(fd));
+    PYC_CLEANUP(close_dir) DIR *dir = open_dir(fd);
     if (!dir)
         return pyc_fail(err, errno, "list the cgroup", name);
     struct dirent *entry;

@@ -40,35 +40,35 @@ CLONE_NEWNS = 0x00020000
 _MS_PRIVATE = 1 << 18
 _ID = re.compile(r"[0-9a-f]{64}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_SEALS = (
-    fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-    if hasattr(fcntl, "F_SEAL_SEAL")
-    else 15
-)
+_MOUNT_ATTR_RDONLY = 1
 
-_helper: int | None = None
+_helper: tuple[int, int] | None = None
 
 
 def helper_fd() -> int:
-    """Return a descriptor of a sealed copy of the helper in memory.
+    """Return a descriptor of a copy of the helper on a read-only file system in memory, made once.
 
-    A container that runs the helper as its init can open it by ``/proc/1/exe``: there is nothing behind it to overwrite
-    (CVE-2019-5736).
+    A container that runs the helper as its init can reach it by ``/proc/1/exe``, and all others run the same file: its
+    content, mode and owner are out of reach (CVE-2019-5736).
+
+    Raises:
+        StartError: it cannot be made.
     """
     global _helper  # noqa: PLW0603 - one copy for the whole process
     if _helper is None:
-        fd = os.memfd_create("pycontainer-monitor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            data = memoryview(HELPER.read_bytes())
-            while data:
-                data = data[os.write(fd, data) :]
-            os.fchmod(fd, 0o555)
-            fcntl.fcntl(fd, 1033, _SEALS)  # F_ADD_SEALS
-        except BaseException:
-            os.close(fd)
-            raise
-        _helper = fd
-    return _helper
+        label = "make a copy of the helper"
+        program = Program()
+        mount = program.mount(label, "tmpfs", ["mode=755", "size=8m"], host=True)
+        data = HELPER.read_bytes()
+        program.write(label, "pycontainer-monitor", data, fd=mount, open_flags=os.O_CREAT, mode=0o555, host=True)
+        program.step(lib.PYC_OP_OPEN, label, "pycontainer-monitor", fd=mount, host=True, result=True)
+        mount_fd, fd = program.prepare()
+        os.fchmod(fd, 0o555)  # whatever the umask
+        protect = Program()
+        protect.step(lib.PYC_OP_SETATTR, label, fd=mount_fd, a=_MOUNT_ATTR_RDONLY, host=True)
+        protect.prepare()
+        _helper = (fd, mount_fd)  # the mount lives as long as its descriptor
+    return _helper[0]
 
 
 @contextlib.contextmanager

@@ -201,6 +201,9 @@ class _Builder:
         refuse_unsupported(self.spec)
         self._clone()
         resources = self.linux.resources or oci.Resources()
+        self.program.mkdir(
+            "make the container's directory", self.start.container_id, fd=self.start.keeper.instance_fd, host=True
+        )
         self.start.cgroups.add_steps(self.program, self.start.cgroup, resources)
         self.program.mark_early()
         root = self._root()
@@ -301,9 +304,6 @@ class _Builder:
         program, root = self.program, self.start.root
         if isinstance(root, Directory):
             # Nothing is kept there, but by it the cleaner knows the container.
-            program.mkdir(
-                "make the container's directory", self.start.container_id, fd=self.start.keeper.instance_fd, host=True
-            )
             fd = program.step(
                 lib.PYC_OP_OPEN_TREE,
                 "open the root directory",
@@ -323,7 +323,7 @@ class _Builder:
             )
             return fd
         name, keeper = self.start.container_id, self.start.keeper
-        for path in (name, f"{name}/upper", f"{name}/work"):
+        for path in (f"{name}/upper", f"{name}/work"):
             program.mkdir("make the container's directory", path, fd=keeper.instance_fd, host=True)
         if root.owner != (0, 0):
             program.step(

@@ -188,10 +188,15 @@ class Process:
 
         In a process forked off the one that started it, only the descriptors are closed.
         """
-        if self._owner == os.getpid() and self._exit is None and self.exit_fd >= 0:
-            if self._child.status_fd >= 0:  # parked, or interrupted while it started
-                os.close(self._child.status_fd)
-            self.pidfd = self._child.pidfd
+        child = self._child
+        if self._owner == os.getpid() and self._exit is None and child.exit_fd >= 0:
+            # A signal's handler may have raised in the midst of a start, which takes milliseconds: see it through.
+            while child.event == lib.PYC_EVENT_INTERRUPTED:
+                if lib.pyc_follow(child, new_error()) < 0:
+                    break
+            self.pidfd, self.exit_fd, self.terminal = child.pidfd, child.exit_fd, child.tty_fd
+            if child.status_fd >= 0:  # parked
+                os.close(child.status_fd)
             self.kill()
             if self.pidfd >= 0:
                 self.wait()
@@ -199,7 +204,7 @@ class Process:
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self.exit_fd = self.terminal = -1
-        self._child.status_fd = -1
+        child.pidfd = child.exit_fd = child.tty_fd = child.status_fd = -1
 
     def __del__(self) -> None:
         """Never leave a process behind, even one whose owner was interrupted before it had it."""

@@ -1,9 +1,9 @@
 """The OCI runtime specification's documents for Linux: config.json and the state that hooks read.
 
-One frozen class per object (config.md; the ``linux`` section is in :mod:`pycontainer.oci.runtime_linux` and re-exported
-here). Constructing checks nothing, because every start constructs them; :func:`parse` checks everything, because its
-documents come from elsewhere: types and ranges by the annotations, then the meaning by
-:mod:`pycontainer.oci.runtime_rules`.
+One frozen class per object (config.md); the ``linux`` section is in :mod:`pycontainer.oci.runtime_linux`, what few
+containers have in :mod:`pycontainer.oci.runtime_rare`, and both are re-exported here. Constructing checks nothing,
+because every start constructs them; :func:`parse` checks everything, because its documents come from elsewhere: types
+and ranges by the annotations, then the meaning by :mod:`pycontainer.oci.runtime_rules`.
 
 >>> spec = parse('{"ociVersion": "1.2.0", "root": {"path": "rootfs"}, "process": {"cwd": "/", "args": ["sh"]}}')
 >>> spec.process.args
@@ -14,9 +14,10 @@ True
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 import attrs
 
@@ -26,7 +27,6 @@ from pycontainer.oci.documents import (
     REQUIRED,
     Bounds,
     Document,
-    Int32,
     Matches,
     Misfit,
     UInt32,
@@ -37,39 +37,48 @@ from pycontainer.oci.documents import (
     write,
 )
 from pycontainer.oci.runtime_linux import (
-    BlockIo,
-    BlockIoThrottle,
-    BlockIoWeight,
     Cpu,
-    CpuList,
     DeviceRule,
-    HugepageLimit,
-    IdMapping,
-    IntelRdt,
-    InterfacePriority,
     Linux,
     LinuxDevice,
     Memory,
-    MemoryPolicy,
     Namespace,
     NamespaceType,
-    NetDevice,
-    Network,
-    Personality,
     Pids,
     Propagation,
-    Rdma,
     Resources,
-    Seccomp,
-    SeccompAction,
-    SeccompArch,
-    SeccompFlag,
-    SeccompOperator,
-    SyscallArg,
-    SyscallRule,
-    TimeOffset,
-    TimeOffsets,
 )
+
+if TYPE_CHECKING:
+    from pycontainer.oci.runtime_rare import (
+        BlockIo,
+        BlockIoThrottle,
+        BlockIoWeight,
+        ConsoleSize,
+        CpuList,
+        ExecCpuAffinity,
+        Hook,
+        HugepageLimit,
+        IdMapping,
+        IntelRdt,
+        InterfacePriority,
+        IoPriority,
+        MemoryPolicy,
+        NetDevice,
+        Network,
+        Personality,
+        Rdma,
+        Scheduler,
+        Seccomp,
+        SeccompAction,
+        SeccompArch,
+        SeccompFlag,
+        SeccompOperator,
+        SyscallArg,
+        SyscallRule,
+        TimeOffset,
+        TimeOffsets,
+    )
 
 __all__ = [
     "OCI_VERSION",
@@ -152,15 +161,28 @@ RlimitType: TypeAlias = Literal[
 ]
 
 
+@functools.cache
+def _load_rare() -> None:
+    """Load the classes that few containers have, and let the annotations that name them find them."""
+    from pycontainer.oci import runtime_linux, runtime_rare
+
+    found = {name: getattr(runtime_rare, name) for name in runtime_rare.__all__}
+    globals().update(found)
+    vars(runtime_linux).update(found)
+
+
+if not TYPE_CHECKING:  # which would take it for a reason to believe in every name
+
+    def __getattr__(name: str) -> object:
+        """Return one of the classes that few containers have, see PEP 562."""
+        if name in __all__:
+            _load_rare()
+            return globals()[name]
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+
+
 # ── the process ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class ConsoleSize(Document):
-    """The size of the terminal in characters (config.md, "Process")."""
-
-    height: UInt64
-    width: UInt64
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -201,53 +223,6 @@ class Rlimit(Document):
     type: RlimitType
     soft: UInt64
     hard: UInt64
-
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Scheduler(Document):
-    """How the process is scheduled (config.md, "Linux Process"; sched_setattr(2)); times are nanoseconds."""
-
-    policy: Literal["SCHED_OTHER", "SCHED_FIFO", "SCHED_RR", "SCHED_BATCH", "SCHED_ISO", "SCHED_IDLE", "SCHED_DEADLINE"]
-    nice: Int32 = 0
-    priority: Int32 = 0
-    flags: tuple[
-        Literal[
-            "SCHED_FLAG_RESET_ON_FORK",
-            "SCHED_FLAG_RECLAIM",
-            "SCHED_FLAG_DL_OVERRUN",
-            "SCHED_FLAG_KEEP_POLICY",
-            "SCHED_FLAG_KEEP_PARAMS",
-            "SCHED_FLAG_UTIL_CLAMP_MIN",
-            "SCHED_FLAG_UTIL_CLAMP_MAX",
-        ],
-        ...,
-    ] = ()
-    runtime: UInt64 = 0
-    deadline: UInt64 = 0
-    period: UInt64 = 0
-
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class IoPriority(Document):
-    """The priority of the process's input and output, 0 (first) to 7 in its class (config.md; ioprio_set(2))."""
-
-    class_: Literal["IOPRIO_CLASS_RT", "IOPRIO_CLASS_BE", "IOPRIO_CLASS_IDLE"] = attrs.field(
-        metadata=named("class"), alias="class_"
-    )
-    priority: Int32 = 0
-
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class ExecCpuAffinity(Document):
-    """Where a process that joins the container runs, as lists such as ``"0-3,7"`` (config.md, "Linux Process").
-
-    Attributes:
-        initial: before it is in the container's cgroup.
-        final: after.
-    """
-
-    initial: CpuList | None = None
-    final: CpuList | None = None
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -324,23 +299,6 @@ class Mount(Document):
     options: tuple[str, ...] = ()
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()
-
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Hook(Document):
-    """A program run at a point of the container's life, the :class:`State` on its stdin (config.md, "Hooks").
-
-    Attributes:
-        path: absolute path of the program.
-        args: its arguments, the name first as in execv(3).
-        env: ``NAME=value`` each.
-        timeout: seconds until it is killed; ``None`` is never.
-    """
-
-    path: str
-    args: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
-    timeout: Annotated[int, Bounds(1, 2**31 - 1)] | None = None
 
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
@@ -426,6 +384,7 @@ def _refuse_other_platforms(plain: Mapping[str, Any]) -> None:
 
 
 def _read(cls: type[T], document: bytes | str | Mapping[str, Any], *, ignore_unknown: bool) -> T:
+    _load_rare()
     try:
         plain: object = document if isinstance(document, Mapping) else load(document)
         if cls is Spec and isinstance(plain, Mapping):
@@ -484,6 +443,7 @@ def parse_state(document: bytes | str | Mapping[str, Any]) -> State:
 
 def to_dict(document: Spec | Process | State) -> dict[str, Any]:
     """Return the plain values of a document."""
+    _load_rare()
     return write(document)
 
 
@@ -494,6 +454,6 @@ def to_json(document: Spec | Process | State) -> bytes:
         InvalidSpec: a text in it has no UTF-8 form.
     """
     try:
-        return json.dumps(write(document), ensure_ascii=False, separators=(",", ":")).encode()
+        return json.dumps(to_dict(document), ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
         raise InvalidSpec("", f"{error.object[error.start : error.end]!r} has no UTF-8 form") from error

@@ -19,19 +19,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
-    from pycontainer.oci.runtime import Hook, Hooks, Mount, Process, Scheduler, Spec
-    from pycontainer.oci.runtime_linux import (
+    from pycontainer.oci.runtime import (
         BlockIo,
         Cpu,
         DeviceRule,
+        Hook,
+        Hooks,
         IdMapping,
         IntelRdt,
         Linux,
         LinuxDevice,
         Memory,
+        Mount,
         NetDevice,
+        Process,
         Resources,
+        Scheduler,
         Seccomp,
+        Spec,
         SyscallRule,
         TimeOffsets,
     )

@@ -21,7 +21,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pycontainer.distribution.transfer import add_rootfs
 from pycontainer.errors import Conflict, NotFound
 from pycontainer.model import ImageConfig
 from pycontainer.names import parse_reference
@@ -98,6 +97,8 @@ def host_image(store: Store) -> str:
     known = json.loads(store.db.meta("host") or "{}")
     if row is not None and known == {"fingerprint": fingerprint, "id": row.id}:
         return row.id
+    from pycontainer.distribution.transfer import add_rootfs  # slow to import, and the image is rarely made anew
+
     with store.workspace() as workspace:
         root = workspace / "host"
         _build(root)

@@ -7,11 +7,10 @@ store, and those are what is served again. See image-spec ``manifest.md``, ``ima
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -19,6 +18,9 @@ from pycontainer.errors import ImageError
 from pycontainer.model import ImageConfig
 from pycontainer.names import is_digest
 from pycontainer.records import Record
+
+if TYPE_CHECKING:
+    import datetime as dt
 
 __all__ = [
     "CONFIG",
@@ -560,6 +562,8 @@ def _time(text: str, what: str) -> dt.datetime | None:
     if match is None:
         msg = f"{what}: {text[:64]!r} is not a time by RFC 3339"
         raise ImageError(msg)
+    import datetime as dt  # slow to import, and not every image tells
+
     date, clock, fraction, zone = match.groups()
     zone = "+00:00" if zone in "Zz" else zone
     try:
@@ -571,4 +575,6 @@ def _time(text: str, what: str) -> dt.datetime | None:
 
 
 def _time_text(time: dt.datetime) -> str:
+    import datetime as dt
+
     return time.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")

@@ -149,7 +149,7 @@ def _descriptors() -> frozenset[str]:
         except OSError:
             continue  # the descriptor of this very listing
         # The sealed copy of the static helper is made at the first run and kept for all engines: one is no leak.
-        if target.startswith("/memfd:pycontainer-monitor"):
+        if target.startswith("/pycontainer-monitor"):
             sealed_copies += 1
             if sealed_copies == 1:
                 continue

@@ -169,7 +169,8 @@ _CGROUP_HINTS = {
 _STEP_HINTS = (  # by how the step's name starts
     ("mount the root overlay", "the store must lie on a file system fit for overlayfs; see pycontainer doctor"),
     ("open the source of a bind mount", "it must exist on the host; create it first"),
-    ("mount bind on /proc", "mounts over files of /proc are refused: they could lead writes of the host astray"),
+    ("mount bind on /proc/", "mounts over files of /proc are refused: they could lead writes of the host astray"),
+    ("mount bind on", "a directory goes over a directory, a file over a file"),
     ("set RLIMIT", "raising a hard limit takes CAP_SYS_RESOURCE"),
     ("start the process", "perhaps the memory limit is too small for the start itself"),
 )
@@ -182,4 +183,5 @@ def _hint(error: StartError) -> str:
         return _CGROUP_HINTS.get(error.errno, "")
     if error.errno == errno.ENOSPC:
         return "no space left: on the file system of the store, or a limit of the kernel is reached"
-    return next((hint for start, hint in _STEP_HINTS if error.step.startswith(start)), "")
+    what = f"{error.step} {error.path}"
+    return next((hint for start, hint in _STEP_HINTS if what.startswith(start)), "")

@@ -10,6 +10,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import attrs
+
 from pycontainer.attached import Running, run_attached
 from pycontainer.errors import Unsupported
 from pycontainer.image import Image, Images
@@ -17,7 +19,7 @@ from pycontainer.launch import Namespace, Options, document, etc_files
 from pycontainer.model import Device, IdMap, Limits, Mount, Result, Rlimit, Size, parse_size
 from pycontainer.oci import runtime as oci
 from pycontainer.recipes import Recipes, recipe_key
-from pycontainer.runtime import capabilities, plan, seccomp_profile, skeleton
+from pycontainer.runtime import capabilities, plan, seccomp_profile, skeleton, volumes
 from pycontainer.runtime.cgroups import Cgroups
 from pycontainer.runtime.idmaps import UserNamespaces, map_text, outside_id
 from pycontainer.runtime.keeper import Keeper, recover
@@ -288,7 +290,7 @@ class Engine:
         )
         keeper = self._running_keeper()
         key = None
-        if cgroup_parent is None and seccomp in ("default", "unconfined"):
+        if cgroup_parent is None and seccomp in ("default", "unconfined") and not found.config.volumes:
             key = recipe_key(wishes, found.id, seccomp, init, keeper.instance)
         lowers = (*self._store.acquire(found.id), self._skeleton)
         try:
@@ -314,20 +316,25 @@ class Engine:
     ) -> plan.Start:
         options = Options(**wishes)
         container_id = os.urandom(32).hex()
-        spec = document(container_id, image.config, options, self._identify(image, lowers, options))
-        name = spec.hostname or os.uname().nodename
-        return plan.Start(
-            spec=spec,
-            container_id=container_id,
-            cgroup=self._cgroups.group(container_id, f"{cgroup_parent}/{container_id}" if cgroup_parent else None),
-            root=self._root(lowers, f"{keeper.instance}/{container_id}", spec, keeper),
-            keeper=keeper,
-            cgroups=self._cgroups,
-            user_namespaces=self._user_namespaces,
-            seccomp=self._filter(seccomp, spec, privileged=options.privileged),
-            init=init,
-            files=etc_files(name, options),
-        )
+        try:
+            options = self._with_volumes(image, options, lowers, keeper.instance / container_id)
+            spec = document(container_id, image.config, options, self._identify(image, lowers, options))
+            name = spec.hostname or os.uname().nodename
+            return plan.Start(
+                spec=spec,
+                container_id=container_id,
+                cgroup=self._cgroups.group(container_id, f"{cgroup_parent}/{container_id}" if cgroup_parent else None),
+                root=self._root(lowers, f"{keeper.instance}/{container_id}", spec, keeper),
+                keeper=keeper,
+                cgroups=self._cgroups,
+                user_namespaces=self._user_namespaces,
+                seccomp=self._filter(seccomp, spec, privileged=options.privileged),
+                init=init,
+                files=etc_files(name, options),
+            )
+        except BaseException:
+            keeper.forget(container_id)  # its volumes may be there already
+            raise
 
     def _root(self, lowers: tuple[str, ...], directory: str, spec: oci.Spec, keeper: Keeper) -> plan.Overlay:
         """Return the root of a container; in a user namespace its layers are shown with the container's ids."""
@@ -341,12 +348,35 @@ class Engine:
             userns_fd=self._user_namespaces.get(map_text(uids), map_text(gids), keeper.requests_fd),
         )
 
+    def _with_volumes(self, image: Image, options: Options, lowers: tuple[str, ...], directory: Path) -> Options:
+        """Give each volume that the image declares a directory of its own, filled with what the image has there."""
+        taken = {mount.target.rstrip("/") for mount in options.mounts}
+        paths = [path for path in image.config.volumes if path.rstrip("/") not in taken]
+        if not paths:
+            return options
+        root_fd = self._open_image(lowers)
+        try:
+            (directory / "volumes").mkdir(mode=0o755, parents=True)
+            mounts = []
+            for number, path in enumerate(paths):
+                target = directory / "volumes" / str(number)
+                volumes.fill(root_fd, path, target)
+                mounts.append(Mount.bind(str(target), path, options=("idmap",) if options.userns else ()))
+        finally:
+            os.close(root_fd)
+        return attrs.evolve(options, mounts=(*options.mounts, *mounts))
+
+    @staticmethod
+    def _open_image(lowers: tuple[str, ...]) -> int:
+        """Return the root directory of an image, open and read-only."""
+        program = Program()
+        plan.add_overlay(program, lowers)
+        return program.prepare()[0]
+
     def _identify(self, image: Image, lowers: tuple[str, ...], options: Options) -> Identity:
         accounts = self._accounts.get(image.id)
         if accounts is None:
-            program = Program()
-            plan.add_overlay(program, lowers)
-            (fd,) = program.prepare()
+            fd = self._open_image(lowers)
             try:
                 accounts = read_accounts(fd)
             finally:
@@ -361,7 +391,11 @@ class Engine:
         names = frozenset(sets.bounding)
         if seccomp == "default":
             return self._filters.default_filter(names)
-        return self._filters.get(seccomp_profile.load_profile(Path(seccomp), names))
+        try:
+            return self._filters.get(seccomp_profile.load_profile(Path(seccomp), names))
+        except ValueError as error:
+            msg = f"seccomp profile {seccomp}: {error}"
+            raise ValueError(msg) from error
 
     def run_bundle(
         self,

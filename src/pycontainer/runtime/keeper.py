@@ -42,7 +42,7 @@ _ID = re.compile(r"[0-9a-f]{64}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MOUNT_ATTR_RDONLY = 1
 
-_helper: tuple[int, int] | None = None
+_helper: int | None = None
 
 
 def helper_fd() -> int:
@@ -67,8 +67,9 @@ def helper_fd() -> int:
         protect = Program()
         protect.step(lib.PYC_OP_SETATTR, label, fd=mount_fd, a=_MOUNT_ATTR_RDONLY, host=True)
         protect.prepare()
-        _helper = (fd, mount_fd)  # the mount lives as long as its descriptor
-    return _helper[0]
+        os.close(mount_fd)  # the mount, attached nowhere, lives on with the file
+        _helper = fd
+    return _helper
 
 
 @contextlib.contextmanager

@@ -202,7 +202,11 @@ class _Builder:
         self._clone()
         resources = self.linux.resources or oci.Resources()
         self.program.mkdir(
-            "make the container's directory", self.start.container_id, fd=self.start.keeper.instance_fd, host=True
+            "make the container's directory",
+            self.start.container_id,
+            fd=self.start.keeper.instance_fd,
+            flags=lib.PYC_EXISTS_OK,  # where its volumes lie already
+            host=True,
         )
         self.start.cgroups.add_steps(self.program, self.start.cgroup, resources)
         self.program.mark_early()

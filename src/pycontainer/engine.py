@@ -23,6 +23,7 @@ from pycontainer.runtime import capabilities, plan, seccomp_profile, skeleton, v
 from pycontainer.runtime.cgroups import Cgroups
 from pycontainer.runtime.idmaps import UserNamespaces, map_text, outside_id
 from pycontainer.runtime.keeper import Keeper, recover
+from pycontainer.runtime.overlay import add_overlay
 from pycontainer.runtime.program import Program
 from pycontainer.runtime.seccomp import Filter, FilterCache
 from pycontainer.runtime.users import Accounts, Identity, read_accounts
@@ -370,7 +371,7 @@ class Engine:
     def _open_image(lowers: tuple[str, ...]) -> int:
         """Return the root directory of an image, open and read-only."""
         program = Program()
-        plan.add_overlay(program, lowers)
+        add_overlay(program, lowers)
         return program.prepare()[0]
 
     def _identify(self, image: Image, lowers: tuple[str, ...], options: Options) -> Identity:

@@ -6,9 +6,8 @@ path of the host is done by host steps and enters as a descriptor; after pivot_r
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
@@ -21,6 +20,7 @@ from pycontainer.records import Record
 from pycontainer.runtime import identity, idmaps, mounts
 from pycontainer.runtime.cgroups import Cgroups
 from pycontainer.runtime.keeper import ATTACH_POINT, Keeper, helper_fd
+from pycontainer.runtime.overlay import add_overlay, kernel_version
 from pycontainer.runtime.program import CWD, Packed, Program
 from pycontainer.runtime.seccomp import Filter
 
@@ -37,11 +37,11 @@ CLONE = {
     "time": 0x00000080,
 }
 SYNC_CREATE_RUNTIME = 1
-_LOWERDIR_PLUS = (6, 8)  # the kernel that takes overlay layers one by one
 _TIME_AT_EXEC = (6, 3)  # the kernel that enters a new time namespace at execve
 O_PATH = 0o10000000
 
 _O_CREAT = os.O_CREAT
+_CGROUP_TYPES = ("cgroup", "cgroup2")
 _S_IFREG, _S_IFCHR, _S_IFBLK, _S_IFIFO = 0o100000, 0o020000, 0o060000, 0o010000
 _DEFAULT_DEVICES = (
     ("/dev/null", 1, 3),
@@ -129,60 +129,6 @@ def build(start: Start) -> Program:
     return _Builder(start).build()
 
 
-def add_overlay(program: Program, lowers: Sequence[str], directory: str | None = None, *, userns_fd: int = -1) -> int:
-    """Append the host steps that mount layers over each other, attached nowhere; return the mount's operand.
-
-    Args:
-        program: where to.
-        lowers: directories, topmost first; two at least when nothing is writable.
-        directory: holds ``upper`` and ``work``; None for a read-only view.
-        userns_fd: user namespace through whose id maps the layers are shown, or -1.
-    """
-    label = "mount the root overlay"
-    lowers = tuple(dict.fromkeys(lowers))  # a layer that an image has twice counts where it is topmost
-    writable = [] if directory is None else [f"upperdir={directory}/upper", f"workdir={directory}/work", "volatile"]
-    old = kernel_version() < _LOWERDIR_PLUS
-    shown = [] if userns_fd < 0 else [_show_layer(program, path, userns_fd) for path in lowers]
-    if not old and not shown:
-        options = [f"lowerdir+={path}" for path in lowers]
-        return program.mount(label, "overlay", [*options, *writable], host=True)
-    # Layers shown through id maps must be attached somewhere, and before lowerdir+ the list of layers fits only into
-    # mount(2): both in a mount namespace that is thrown away.
-    program.step(lib.PYC_OP_ELSEWHERE, "make a mount namespace", a=len(shown) + (2 if old else 1), host=True)
-    for path, fd in zip(lowers, shown, strict=False):
-        program.step(lib.PYC_OP_ATTACH, "show the layer", path, fd=fd, fd2=CWD, host=True)
-    if not old:
-        options = [f"lowerdir+={path}" for path in lowers]
-        return program.mount(label, "overlay", [*options, *writable], host=True)
-    escaped = ":".join(path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,") for path in lowers)
-    program.step(
-        lib.PYC_OP_MOUNT,
-        label,
-        lowers[-1],
-        text=",".join([f"lowerdir={escaped}", *writable]),
-        kind="overlay",
-        host=True,
-    )
-    return program.step(
-        lib.PYC_OP_OPEN_TREE, label, lowers[-1], fd=CWD, a=mounts.OPEN_TREE_CLONE, host=True, result=True
-    )
-
-
-def _show_layer(program: Program, path: str, userns_fd: int) -> int:
-    fd = program.step(
-        lib.PYC_OP_OPEN_TREE, "open the layer", path, fd=CWD, a=mounts.OPEN_TREE_CLONE, host=True, result=True
-    )
-    program.step(lib.PYC_OP_SETATTR, f"map the ids of the layer {path}", fd=fd, fd2=userns_fd, host=True)
-    return fd
-
-
-@functools.lru_cache(maxsize=1)
-def kernel_version() -> tuple[int, int]:
-    """Return the first two numbers of the kernel's release."""
-    major, minor = os.uname().release.split(".")[:2]
-    return int(major), int(minor.partition("-")[0])
-
-
 class _Builder:
     def __init__(self, start: Start) -> None:
         self.start = start
@@ -196,6 +142,7 @@ class _Builder:
         self.new = {n.type for n in self.linux.namespaces if n.type not in start.join}
         self.has = self.new | set(start.join)
         self.userns = "user" in self.has
+        self.cgroup_top = self.empty = -1
 
     def build(self) -> Program:
         refuse_unsupported(self.spec)
@@ -213,7 +160,7 @@ class _Builder:
         root = self._root()
         binds = self._binds()
         self._enter_namespaces()
-        files = self._small_files()
+        files = self._small_things()
         if self.start.park:
             self.program.step(lib.PYC_OP_SYNC, "wait for the hooks", a=SYNC_CREATE_RUNTIME)
         early = self._early_mounts()
@@ -364,20 +311,33 @@ class _Builder:
             idmaps.map_text(uids), idmaps.map_text(gids), self.start.keeper.requests_fd
         )
 
-    def _small_files(self) -> dict[str, int]:
-        """Put the small files on a tmpfs of their own, seen nowhere but where each is bound; by path."""
+    def _small_things(self) -> dict[str, int]:
+        """Make a tmpfs for what is small: files of /etc, the directory of the cgroups, the empty one for masks.
+
+        It is seen nowhere but where its parts are bound. Return the operands of the files by path.
+        """
         program, files = self.program, self.start.files
-        if not files:
+        v1 = self.start.cgroups.version != "v2" and any(m.type in _CGROUP_TYPES for m in self.spec.mounts)
+        if not (files or v1 or self.linux.masked_paths):
             return {}
-        label = "make the container's own files in /etc"
+        label = "make the container's own small files"
         fd = program.mount(label, "tmpfs", ["mode=755", "size=1m"])
         program.attach(label, fd, ATTACH_POINT)
+
+        def part(name: str) -> int:
+            return program.step(lib.PYC_OP_OPEN_TREE, label, name, fd=fd, a=mounts.OPEN_TREE_CLONE, result=True)
+
         operands = {}
         for number, (path, data) in enumerate(files.items()):
             program.write(label, str(number), data, fd=fd, open_flags=_O_CREAT)
-            operands[path] = program.step(
-                lib.PYC_OP_OPEN_TREE, label, str(number), fd=fd, a=mounts.OPEN_TREE_CLONE, result=True
-            )
+            operands[path] = part(str(number))
+        if v1:
+            program.mkdir(label, "cgroup", fd=fd)
+            self.cgroup_top = part("cgroup")
+        if self.linux.masked_paths:
+            program.mkdir(label, "empty", fd=fd, mode=0o555)
+            self.empty = part("empty")
+            program.step(lib.PYC_OP_SETATTR, label, fd=self.empty, a=mounts.RDONLY)
         return operands
 
     def _early_mounts(self) -> dict[int, int]:
@@ -399,7 +359,7 @@ class _Builder:
         proc = -1
         for number, mount in enumerate(self.spec.mounts):
             covered.add(mount.destination.rstrip("/"))
-            if mount.type in ("cgroup", "cgroup2") and number not in prepared:
+            if mount.type in _CGROUP_TYPES and number not in prepared:
                 self._cgroup_mount(mount)
                 continue
             fd = prepared.get(number)
@@ -448,7 +408,7 @@ class _Builder:
             program.attach("mount the control group on", fd, target, flags=lib.PYC_MAKE_DIR)
             return
         label = "mount the control groups on"
-        top = program.mount(label, "tmpfs", ["mode=755", "size=64k"], attributes=options.attributes & ~mounts.RDONLY)
+        top = self.cgroup_top
         program.attach(label, top, target, flags=lib.PYC_MAKE_DIR)
         for hierarchy, parent in cgroups.used(self.linux.resources or oci.Resources()):
             fd = self._cgroup_tree(hierarchy.name, options.attributes, parent)
@@ -457,8 +417,7 @@ class _Builder:
             for name in hierarchy.name.split(","):
                 if name != hierarchy.name:
                     program.step(lib.PYC_OP_SYMLINK, label, name, fd=top, text=hierarchy.name)
-        if options.attributes & mounts.RDONLY:
-            program.step(lib.PYC_OP_SETATTR, label, fd=top, a=mounts.RDONLY)
+        program.step(lib.PYC_OP_SETATTR, label, fd=top, a=options.attributes & ~mounts.ATIME)
 
     def _cgroup_tree(self, name: str, attributes: int, parent: int) -> int:
         label = f"open the control group {name}".rstrip()
@@ -539,14 +498,8 @@ class _Builder:
             null = program.step(
                 lib.PYC_OP_OPEN, "open the null device of the container", "/dev/null", fd=CWD, a=O_PATH, result=True
             )
-            empty = program.mount(
-                "make an empty directory for masks",
-                "tmpfs",
-                ["mode=555", "size=0k", "nr_inodes=1"],
-                attributes=mounts.RDONLY,
-            )
             for path in linux.masked_paths:
-                program.step(lib.PYC_OP_MASK, "mask", path, fd=null, fd2=empty, flags=lib.PYC_MISSING_OK)
+                program.step(lib.PYC_OP_MASK, "mask", path, fd=null, fd2=self.empty, flags=lib.PYC_MISSING_OK)
 
     # ── identity ──
 

@@ -1,0 +1,363 @@
+"""engine.run_bundle: every Linux field of the runtime specification has its effect, or is refused; hooks; documents."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pycontainer import Engine, Error, Result, Running, StartError, Unsupported
+
+Document = dict[str, Any]
+Bundle = Callable[..., Path]
+
+
+def base() -> Document:
+    return {
+        "ociVersion": "1.2.0",
+        "root": {"path": "rootfs"},
+        "process": {"args": ["true"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"]},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"]},
+        ],
+        "linux": {"namespaces": [{"type": kind} for kind in ("mount", "pid", "ipc", "uts", "network")]},
+    }
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, busybox_rootfs: Path) -> Bundle:
+    """Give a function that makes a bundle: a shell script to run, and changes of the document by dotted name."""
+    subprocess.run(["cp", "-a", str(busybox_rootfs), str(tmp_path / "rootfs")], check=True)
+
+    def make(script: str = "true", /, **changes: object) -> Path:
+        document = base()
+        document["process"]["args"] = ["sh", "-c", script]
+        for name, value in changes.items():
+            *parents, last = name.split("__")
+            place = document
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = value
+        (tmp_path / "config.json").write_text(json.dumps(document))
+        return tmp_path
+
+    return make
+
+
+def run(engine: Engine, path: Path, **options: object) -> Result:
+    return engine.run_bundle(path, timeout=30, **options)  # type: ignore[arg-type]
+
+
+def namespaces(*kinds: str) -> list[dict[str, str]]:
+    return [{"type": kind} for kind in kinds]
+
+
+ALL_CAPS = ["CAP_NET_ADMIN", "CAP_SYS_CHROOT", "CAP_KILL"]
+
+# dotted field of the document, its value, what shows it inside, what that prints
+EFFECTS: list[tuple[str, object, str, str]] = [
+    ("hostname", "box", "hostname", "box"),
+    ("domainname", "dom.example", "cat /proc/sys/kernel/domainname", "dom.example"),
+    ("root__readonly", True, "touch /x 2>/dev/null || echo ro", "ro"),
+    ("process__cwd", "/etc", "pwd", "/etc"),
+    ("process__env", ["PATH=/bin", "A=1"], "echo $A", "1"),
+    ("process__user", {"uid": 7, "gid": 8, "additionalGids": [9, 10]}, "id -u; id -g; id -G", "7 8 8 9 10"),
+    ("process__user", {"uid": 0, "gid": 0, "umask": 0o077}, "umask", "0077"),
+    ("process__noNewPrivileges", True, "grep NoNewPrivs /proc/self/status | cut -f2", "1"),
+    ("process__oomScoreAdj", 555, "cat /proc/self/oom_score_adj", "555"),
+    ("process__rlimits", [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}], "ulimit -n; ulimit -Hn", "77 88"),
+    (
+        "process__capabilities",
+        {"bounding": ALL_CAPS, "effective": ALL_CAPS, "permitted": ALL_CAPS},
+        "grep -E 'Cap(Eff|Prm|Bnd)' /proc/self/status | cut -f2",
+        " ".join([f"{1 << 12 | 1 << 18 | 1 << 5:016x}"] * 3),
+    ),
+    (
+        "process__capabilities",
+        {"bounding": ALL_CAPS, "inheritable": ALL_CAPS, "permitted": ALL_CAPS, "ambient": ["CAP_KILL"]},
+        "grep -E 'Cap(Amb|Inh)' /proc/self/status | cut -f2",
+        f"{1 << 12 | 1 << 18 | 1 << 5:016x} {1 << 5:016x}",
+    ),
+    ("process__scheduler", {"policy": "SCHED_BATCH", "nice": 3}, "cut -d' ' -f19,41 /proc/self/stat", "3 3"),
+    ("process__execCPUAffinity", {"final": "0"}, "grep Cpus_allowed_list /proc/self/status | cut -f2", "0"),
+    ("process__ioPriority", {"class": "IOPRIO_CLASS_IDLE", "priority": 0}, "ionice -p 1 | cut -d: -f1", "idle"),
+    ("linux__personality", {"domain": "LINUX32"}, "uname -m", "i686" if os.uname().machine == "x86_64" else "armv8l"),
+    ("linux__sysctl", {"net.ipv4.ip_forward": "1"}, "cat /proc/sys/net/ipv4/ip_forward", "1"),
+    ("linux__maskedPaths", ["/proc/version", "/etc"], "cat /proc/version; ls /etc; echo masked", "masked"),
+    ("linux__readonlyPaths", ["/etc"], "touch /etc/x 2>/dev/null || echo ro", "ro"),
+    ("linux__rootfsPropagation", "private", "echo fine", "fine"),
+    (
+        "linux__devices",
+        [{"type": "c", "path": "/dev/sub/null2", "major": 1, "minor": 3, "fileMode": 0o640, "uid": 5, "gid": 6}],
+        "stat -c '%a %u %g %t:%T' /dev/sub/null2",
+        "640 5 6 1:3",
+    ),
+    ("linux__devices", [{"type": "p", "path": "/dev/pipe"}], "test -p /dev/pipe && echo fifo", "fifo"),
+    ("linux__namespaces", namespaces("mount", "pid", "cgroup"), "cut -d: -f3 /proc/self/cgroup | grep -c '^/$'", ""),
+    ("linux__namespaces", namespaces("mount"), "test $$ -gt 1 && echo host", "host"),
+    (
+        "mounts",
+        [*base()["mounts"], {"destination": "/m", "type": "tmpfs", "source": "t", "options": ["size=1m", "noexec"]}],
+        "grep ' /m ' /proc/mounts | cut -d' ' -f4",
+        "rw,noexec,relatime,size=1024k",
+    ),
+    (
+        "mounts",
+        [*base()["mounts"], {"destination": "/m", "type": "bind", "source": "rootfs/etc", "options": ["rbind", "ro"]}],
+        "ls /m/passwd; touch /m/x 2>/dev/null || echo ro",
+        "/m/passwd ro",
+    ),
+    ("annotations", {"org.example": "x"}, "echo fine", "fine"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "script", "shown"), EFFECTS)
+def test_field_has_its_effect(
+    stocked: Engine, bundle: Bundle, field: str, value: object, script: str, shown: str
+) -> None:
+    result = run(stocked, bundle(script, **{field: value}))
+    if shown:
+        assert " ".join(result.stdout.decode().split()) == shown, result
+    else:
+        assert result.stdout != b"0\n"
+
+
+RESOURCES: list[tuple[dict[str, object], str, str, str]] = [
+    ({"memory": {"limit": 64 << 20}}, "memory", "memory.limit_in_bytes", str(64 << 20)),
+    ({"memory": {"reservation": 32 << 20}}, "memory", "memory.soft_limit_in_bytes", str(32 << 20)),
+    ({"memory": {"swappiness": 7}}, "memory", "memory.swappiness", "7"),
+    ({"memory": {"disableOOMKiller": True}}, "memory", "memory.oom_control", "oom_kill_disable 1"),
+    ({"cpu": {"shares": 300}}, "cpu", "cpu.shares", "300"),
+    ({"cpu": {"quota": 50000, "period": 100000}}, "cpu", "cpu.cfs_quota_us", "50000"),
+    ({"cpu": {"quota": 50000, "period": 100000, "burst": 1000}}, "cpu", "cpu.cfs_burst_us", "1000"),
+    ({"cpu": {"idle": 1}}, "cpu", "cpu.idle", "1"),
+    ({"cpu": {"cpus": "0", "mems": "0"}}, "cpuset", "cpuset.cpus", "0"),
+    ({"pids": {"limit": 17}}, "pids", "pids.max", "17"),
+    ({"pids": {"limit": -1}}, "pids", "pids.max", "max"),
+]
+
+
+@pytest.mark.parametrize(("resources", "controller", "file", "value"), RESOURCES)
+def test_resources_of_version_1(
+    stocked: Engine, bundle: Bundle, resources: dict[str, object], controller: str, file: str, value: str
+) -> None:
+    if not Path("/sys/fs/cgroup", controller, "cgroup.procs").exists():
+        pytest.skip(f"there is no cgroup v1 {controller} controller here")
+    mounts = [*base()["mounts"], {"destination": "/cg", "type": "cgroup", "source": "cgroup", "options": ["ro"]}]
+    path = bundle(f"cat /cg/{controller}/{file}", linux__resources=resources, mounts=mounts)
+    result = run(stocked, path)
+    assert value in result.stdout.decode().splitlines(), result
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_device_rules(stocked: Engine, bundle: Bundle, allowed: bool) -> None:
+    control = Path("/dev/loop-control")
+    if not control.exists():
+        pytest.skip("there is no device that may be opened without consequences: /dev/loop-control")
+    number = {
+        "type": "c",
+        "major": os.major(control.stat().st_rdev),
+        "minor": os.minor(control.stat().st_rdev),
+    }
+    rules = [{"allow": False, "access": "rwm"}, {"allow": allowed, "access": "r", **number}]
+    path = bundle(
+        "echo x >/dev/null && exec </dev/control && echo open",
+        linux__devices=[{"path": "/dev/control", **number}],
+        linux__resources={"devices": rules},
+    )
+    result = run(stocked, path)
+    assert result.stdout == (b"open\n" if allowed else b""), result
+    assert allowed or b"Operation not permitted" in result.stderr
+
+
+def test_version_2_resources_on_version_1(stocked: Engine, bundle: Bundle) -> None:
+    if not Path("/sys/fs/cgroup/memory").exists() or Path("/sys/fs/cgroup/cgroup.controllers").exists():
+        pytest.skip("cgroup v2 has what this is about")
+    with pytest.raises(Unsupported, match="unified"):
+        run(stocked, bundle(linux__resources={"unified": {"memory.high": "1000000"}}))
+
+
+REFUSED: list[tuple[str, object]] = [
+    ("linux__intelRdt", {"closID": "x"}),
+    ("linux__mountLabel", "system_u:object_r:x"),
+    ("process__selinuxLabel", "system_u:system_r:x"),
+    ("process__apparmorProfile", "profile"),
+    ("linux__namespaces", namespaces("pid")),
+    ("linux__resources", {"memory": {"kernel": 1 << 20}}),
+    ("linux__resources", {"blockIO": {"leafWeight": 100}}),
+    ("linux__seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/x"}),
+    ("hostname", "x"),  # with no uts namespace, see below
+]
+
+
+@pytest.mark.parametrize(("field", "value"), REFUSED)
+def test_field_is_refused_not_ignored(stocked: Engine, bundle: Bundle, field: str, value: object) -> None:
+    changes: dict[str, object] = {field: value}
+    if field == "hostname":
+        changes["linux__namespaces"] = namespaces("mount", "pid")
+    with pytest.raises(Error) as caught:
+        run(stocked, bundle(**changes))
+    assert (
+        field.rpartition("__")[2] in str(caught.value)
+        or "namespace" in str(caught.value)
+        or "memory" in str(caught.value)
+    )
+
+
+def test_seccomp(stocked: Engine, bundle: Bundle) -> None:
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}
+    path = bundle("mkdir /x", linux__seccomp={"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
+    result = run(stocked, path)
+    assert result.exit_code != 0
+    assert b"not supported" in result.stderr.lower()
+
+
+def test_user_namespace(stocked: Engine, bundle: Bundle) -> None:
+    maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    path = bundle(
+        "id -u; tr -s ' ' </proc/self/uid_map",
+        linux__namespaces=namespaces("mount", "pid", "user", "uts", "ipc", "network"),
+        linux__uidMappings=maps,
+        linux__gidMappings=maps,
+    )
+    for directory in (path, *path.parents):
+        if directory.stat().st_mode & 0o001 == 0 and len(directory.parts) > 2:
+            directory.chmod(directory.stat().st_mode | 0o011)
+    result = run(stocked, path)
+    assert result.stdout.split() == [b"0", b"0", b"100000", b"65536"], result
+
+
+def test_time_namespace(stocked: Engine, bundle: Bundle) -> None:
+    path = bundle(
+        "cut -d. -f1 /proc/uptime",
+        linux__namespaces=namespaces("mount", "pid", "time"),
+        linux__timeOffsets={"boottime": {"secs": 100_000_000, "nanosecs": 0}},
+    )
+    assert int(run(stocked, path).stdout) > 100_000_000
+
+
+def test_namespaces_are_joined_by_path(stocked: Engine, bundle: Bundle) -> None:
+    seen: dict[str, str] = {}
+
+    def inner(running: Running) -> None:
+        joined = [{"type": kind, "path": f"/proc/{running.pid}/ns/{name}"} for kind, name in kinds.items()]
+        script = "for n in net ipc uts; do readlink /proc/self/ns/$n; done; hostname"
+        result = run(stocked, bundle(script, linux__namespaces=[*namespaces("mount", "pid"), *joined]))
+        seen["inside"] = " ".join(result.stdout.decode().split())
+        links = [os.readlink(f"/proc/{running.pid}/ns/{name}") for name in kinds.values()]  # noqa: PTH115
+        seen["wanted"] = " ".join([*links, "first"])
+        running.kill()
+
+    kinds = {"network": "net", "ipc": "ipc", "uts": "uts"}
+    stocked.run("busybox:test", ["sleep", "20"], hostname="first", on_start=inner)
+    assert seen["inside"] == seen["wanted"]
+
+
+@pytest.mark.parametrize("path", ["/proc/self/ns/uts", "/absent", "/etc/passwd"])
+def test_a_namespace_that_cannot_be_joined(stocked: Engine, bundle: Bundle, path: str) -> None:
+    with pytest.raises(StartError) as caught:
+        run(stocked, bundle(linux__namespaces=[*namespaces("mount"), {"type": "network", "path": path}]))
+    assert "network namespace" in caught.value.step
+    assert caught.value.path == path
+
+
+def test_terminal(stocked: Engine, bundle: Bundle) -> None:
+    mounts = [
+        *base()["mounts"],
+        {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"]},
+    ]
+    path = bundle(
+        "tty; stty size", process__terminal=True, process__consoleSize={"height": 30, "width": 90}, mounts=mounts
+    )
+    assert run(stocked, path, input=b"").stdout.split() == [b"/dev/pts/0", b"30", b"90"]
+
+
+# ── hooks ──
+
+
+def test_hooks_run_in_order_with_the_state(stocked: Engine, bundle: Bundle, tmp_path: Path) -> None:
+    def hook(name: str) -> list[dict[str, object]]:
+        script = f"cat >{tmp_path}/{name}.json; echo {name} $WORD >>{tmp_path}/order"
+        return [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["WORD=w", "PATH=/bin:/usr/bin"]}]
+
+    kinds = ("prestart", "createRuntime", "poststart", "poststop")
+    path = bundle("sleep 0.2; echo ran", hooks={kind: hook(kind) for kind in kinds}, annotations={"a": "b"})
+    result = run(stocked, path)
+    assert result.stdout == b"ran\n"
+    assert (tmp_path / "order").read_text().splitlines() == [f"{kind} w" for kind in kinds]
+    states = {kind: json.loads((tmp_path / f"{kind}.json").read_text()) for kind in kinds}
+    for kind, state in states.items():
+        assert state["id"] == result.container_id
+        assert state["bundle"] == str(path)
+        assert state["annotations"] == {"a": "b"}
+        assert state["ociVersion"]
+        assert state["status"] == {"poststart": "running", "poststop": "stopped"}.get(kind, "creating")
+    assert states["prestart"]["pid"] == states["poststart"]["pid"] > 0
+
+
+def test_a_failing_hook_before_the_start_ends_it(stocked: Engine, bundle: Bundle, tmp_path: Path) -> None:
+    bad = {"path": "/bin/sh", "args": ["sh", "-c", "echo no luck >&2; exit 3"]}
+    after = {"path": "/bin/sh", "args": ["sh", "-c", f"touch {tmp_path}/stopped"], "env": ["PATH=/bin:/usr/bin"]}
+    path = bundle("touch /ran", hooks={"createRuntime": [bad], "poststop": [after]})
+    with pytest.raises(StartError, match="no luck"):
+        run(stocked, path)
+    assert not (path / "rootfs/ran").exists()
+    assert (tmp_path / "stopped").exists()
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [{"path": "/absent/hook"}, {"path": "/bin/sh", "args": ["sh", "-c", "exec sleep 60"], "timeout": 1}],
+)
+def test_hooks_that_cannot_run_or_take_too_long(stocked: Engine, bundle: Bundle, hook: dict[str, object]) -> None:
+    with pytest.raises(StartError, match="hook"):
+        run(stocked, bundle(hooks={"prestart": [hook]}))
+
+
+# ── documents ──
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"{", "config.json"),
+        (b"[]", "config.json"),
+        (b"\xff", "config.json"),
+        (b'{"ociVersion": "1.0.0"}', "root"),
+    ],
+)
+def test_broken_documents(stocked: Engine, bundle: Bundle, data: bytes, words: str) -> None:
+    path = bundle()
+    (path / "config.json").write_bytes(data)
+    with pytest.raises(Error, match=words):
+        run(stocked, path)
+
+
+def test_no_bundle(stocked: Engine, tmp_path: Path) -> None:
+    with pytest.raises(StartError, match=r"config\.json"):
+        run(stocked, tmp_path / "absent")
+
+
+def test_root_that_is_missing(stocked: Engine, bundle: Bundle) -> None:
+    with pytest.raises(StartError, match="absent-root"):
+        run(stocked, bundle(root__path="absent-root"))
+
+
+def test_writes_go_to_the_bundles_root(stocked: Engine, bundle: Bundle) -> None:
+    path = bundle("echo kept >/kept; exit 4")
+    assert run(stocked, path).exit_code == 4
+    assert (path / "rootfs/kept").read_text() == "kept\n"
+
+
+def test_a_bundle_is_killed_at_its_timeout(stocked: Engine, bundle: Bundle) -> None:
+    with pytest.raises(TimeoutError) as caught:
+        stocked.run_bundle(bundle("echo early; sleep 60"), timeout=0.4)
+    assert caught.value.result.stdout == b"early\n"  # type: ignore[attr-defined]
+    assert caught.value.result.signal == signal.SIGKILL  # type: ignore[attr-defined]

@@ -15,7 +15,6 @@ import attrs
 from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Rlimit, parse_size
 from pycontainer.oci import defaults
 from pycontainer.oci import runtime as oci
-from pycontainer.oci.runtime_rules import sysctl_namespace, sysctl_path
 from pycontainer.records import Record
 from pycontainer.runtime import capabilities, devices
 
@@ -318,6 +317,10 @@ def _time_offsets(offsets: Mapping[str, float] | None) -> oci.TimeOffsets | None
 
 def _sysctls(options: Options) -> Mapping[str, str]:
     """Only what belongs to the container's namespaces; all else would change the host."""
+    if not options.sysctls:
+        return {}
+    from pycontainer.oci.runtime_rules import sysctl_namespace, sysctl_path  # few containers need them
+
     own = {"network": options.network != "host", "ipc": options.ipc == "private", "uts": options.uts == "private"}
     for name in options.sysctls:
         if not own.get(sysctl_namespace(sysctl_path(name)) or "", False):

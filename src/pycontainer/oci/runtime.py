@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 import attrs
 
 from pycontainer.errors import InvalidSpec, Unsupported
-from pycontainer.oci import runtime_rules
 from pycontainer.oci.documents import (
     REQUIRED,
     Bounds,
@@ -413,6 +412,8 @@ def parse(document: bytes | str | Mapping[str, Any], *, ignore_unknown: bool = F
         InvalidSpec: it breaks the specification.
         Unsupported: it has a property that is not known, or that is not for Linux.
     """
+    from pycontainer.oci import runtime_rules  # only documents of others need it
+
     return runtime_rules.check_spec(_read(Spec, document, ignore_unknown=ignore_unknown))
 
 
@@ -427,6 +428,8 @@ def parse_process(document: bytes | str | Mapping[str, Any], *, ignore_unknown: 
         InvalidSpec: it breaks the specification.
         Unsupported: it has a property that is not known, or that is not for Linux.
     """
+    from pycontainer.oci import runtime_rules
+
     process = _read(Process, document, ignore_unknown=ignore_unknown)
     runtime_rules.check_process(process, "")
     return process

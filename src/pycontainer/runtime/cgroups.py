@@ -10,13 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import attrs
+from typing import TYPE_CHECKING, NamedTuple
 
 from pycontainer._ffi import lib, new_error, read_error
 from pycontainer.errors import StartError, Unsupported
-from pycontainer.records import Record
 from pycontainer.runtime import devices, limits
 
 if TYPE_CHECKING:
@@ -46,8 +43,7 @@ _BPF_CGROUP_DEVICE = 6  # enum bpf_attach_type in linux/bpf.h
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Hierarchy(Record):
+class Hierarchy(NamedTuple):
     """One mounted cgroup hierarchy.
 
     Attributes:
@@ -61,8 +57,7 @@ class Hierarchy(Record):
     name: str
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Counters(Record):
+class Counters(NamedTuple):
     """What a group counted; ``None`` where the host has no such count.
 
     Attributes:

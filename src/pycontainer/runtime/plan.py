@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import attrs
 
 from pycontainer._ffi import lib
 from pycontainer.errors import Unsupported
 from pycontainer.oci import runtime as oci
-from pycontainer.oci.runtime_rules import sysctl_path
-from pycontainer.records import Record
 from pycontainer.runtime import identity, idmaps, mounts
 from pycontainer.runtime.cgroups import Cgroups
 from pycontainer.runtime.keeper import ATTACH_POINT, Keeper, helper_fd
@@ -59,8 +58,7 @@ _DEFAULT_LINKS = (
 )
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Overlay(Record):
+class Overlay(NamedTuple):
     """A root made of read-only layers with a writable one on top.
 
     Attributes:
@@ -76,8 +74,7 @@ class Overlay(Record):
     userns_fd: int = -1
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Directory(Record):
+class Directory(NamedTuple):
     """A root that is a directory of the host as it is, as in a bundle."""
 
     path: str
@@ -388,6 +385,10 @@ class _Builder:
 
     def _sysctls(self, proc: int) -> None:
         """Write kernel parameters through the very procfs that was just made, whatever lies over it by now."""
+        if not self.linux.sysctl:
+            return
+        from pycontainer.oci.runtime_rules import sysctl_path  # few containers need it
+
         for name, value in self.linux.sysctl.items():
             if proc == -1:
                 msg = "linux.sysctl: the document mounts no proc, by which kernel parameters are set"

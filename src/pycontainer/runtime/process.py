@@ -9,13 +9,12 @@ import struct
 import termios
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
 from pycontainer._ffi import ffi, lib, new_error, read_error
 from pycontainer.errors import StartError
-from pycontainer.records import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,8 +33,7 @@ _EXIT = struct.Struct("<iiqqq")  # PycExit of csrc/start.h
 Sink = Callable[[bytes], object]
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Exit(Record):
+class Exit(NamedTuple):
     """How a process ended, see waitid(2).
 
     Attributes:
@@ -53,8 +51,7 @@ class Exit(Record):
     max_rss: int
 
 
-@attrs.frozen(eq=False, repr=False)
-class Output(Record):
+class Output(NamedTuple):
     """What was read of a stream.
 
     Attributes:

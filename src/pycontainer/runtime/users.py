@@ -7,7 +7,7 @@ See passwd(5), group(5) and docker's rules for ``--user``.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import attrs
 
@@ -24,23 +24,20 @@ _LIMIT = 16 << 20
 _MAX_ID = (1 << 32) - 2
 
 
-@attrs.frozen(eq=False, repr=False)
-class _User(Record):
+class _User(NamedTuple):
     name: str
     uid: int
     gid: int
     home: str
 
 
-@attrs.frozen(eq=False, repr=False)
-class _Group(Record):
+class _Group(NamedTuple):
     name: str
     gid: int
     members: tuple[str, ...]
 
 
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Identity(Record):
+class Identity(NamedTuple):
     """The numbers that a process gets.
 
     Attributes:

@@ -89,7 +89,7 @@ PYC_API int pyc_prepare(const uint8_t *program, uint64_t size, int32_t *ret_fds,
 /* Run a program of child steps alone in a process of its own that is nobody's child for long, as the keeper is. */
 PYC_API int pyc_launch(const uint8_t *program, uint64_t size, PycError *err);
 /* Read two streams to their end (closing them) and wait for the exit pipe to become readable. Returns 0,
- * -ETIME at the timeout, -EINTR when a signal came in: call again to go on. */
+ * -ETIME at the timeout, -EINTR when a signal came in or output does not pause: call again to go on. */
 PYC_API int pyc_collect(int exit_fd, int32_t fds[2], PycOutput outputs[2], int timeout_ms, int32_t *ret_ended,
                         PycError *err);
 PYC_API void pyc_free_output(PycOutput *output);

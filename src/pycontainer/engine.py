@@ -176,7 +176,7 @@ class Engine:
         stdin: Input = "none",
         stdout: Output = "capture",
         stderr: Output = "capture",
-        output_limit: Size | None = None,
+        output_limit: Size | None = "64M",
         timeout: float | None = None,
         check: bool = False,
         on_start: Callable[[Running], object] | None = None,
@@ -224,7 +224,7 @@ class Engine:
             stdin: ``"none"``, ``"inherit"``, or a file or descriptor.
             stdout: ``"capture"``, ``"inherit"``, ``"discard"``, a file or descriptor, or a function for the pieces.
             stderr: the same.
-            output_limit: bytes kept of each captured stream; the rest is read and dropped.
+            output_limit: bytes kept of each captured stream, None for all; the rest is read, dropped and counted as such.
             timeout: seconds until the whole process tree is killed.
             check: raise :class:`ExitError` when it fails.
             on_start: called with a :class:`Running` when the program runs.
@@ -406,7 +406,7 @@ class Engine:
         stdin: Input = "none",
         stdout: Output = "capture",
         stderr: Output = "capture",
-        output_limit: Size | None = None,
+        output_limit: Size | None = "64M",
         timeout: float | None = None,
         check: bool = False,
         on_start: Callable[[Running], object] | None = None,

@@ -228,11 +228,11 @@ class Process:
             while True:
                 left = -1 if deadline is None else min(_LONGEST, max(0, int((deadline - time.monotonic()) * 1000) + 1))
                 code = lib.pyc_collect(self.exit_fd, fds, kept, left, ended, err)
-                if code == 0 or (code == -errno.ETIME and deadline is not None and time.monotonic() >= deadline):
-                    break
-                if code not in (-errno.EINTR, -errno.ETIME):
+                if code not in (0, -errno.EINTR, -errno.ETIME):
                     step, _, number = read_error(err)
                     raise OSError(number or -code, step or "wait for the process")
+                if code == 0 or (deadline is not None and time.monotonic() >= deadline):
+                    break
             found = [Output(bytes(ffi.buffer(out.data, out.size)) if out.size else b"", out.dropped) for out in kept]
             return bool(ended[0]), found[: len(outputs)]
         finally:
@@ -255,8 +255,8 @@ class Process:
         exchange = _Exchange(self.exit_fd, streams)
         while not exchange.done:
             # Once it has ended nobody writes any more, unless a stranger holds the pipe: take what is there.
-            wait = 0.0 if exchange.ended else None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            if not exchange.turn(wait):
+            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            if not exchange.turn(0.0 if exchange.ended else left) or (left == 0 and not exchange.ended):
                 break
         return exchange.ended
 

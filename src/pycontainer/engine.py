@@ -224,7 +224,7 @@ class Engine:
             stdin: ``"none"``, ``"inherit"``, or a file or descriptor.
             stdout: ``"capture"``, ``"inherit"``, ``"discard"``, a file or descriptor, or a function for the pieces.
             stderr: the same.
-            output_limit: bytes kept of each captured stream, None for all; the rest is read, dropped and counted as such.
+            output_limit: bytes kept of each captured stream, None for all; the rest is read and dropped.
             timeout: seconds until the whole process tree is killed.
             check: raise :class:`ExitError` when it fails.
             on_start: called with a :class:`Running` when the program runs.

@@ -117,7 +117,6 @@ def test_an_id_that_would_wrap_around_to_another_is_refused(jail: Jail, user: st
         jail.run("/bin/id", user=user)
 
 
-@pytest.mark.xfail(strict=False, reason="limits are set before the last descriptors are made")
 def test_limits_of_the_process_bind_it(jail: Jail) -> None:
     limits = [Rlimit("nofile", 10), Rlimit("core", 0), Rlimit("fsize", 4096, 8192)]
     seen = jail.sh("ulimit -n; ulimit -Hn; ulimit -c; ulimit -f; ulimit -Hf", rlimits=limits)

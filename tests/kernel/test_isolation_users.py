@@ -139,7 +139,6 @@ def test_two_ranges(jail: Jail) -> None:
     assert jail.attack("setuid", 1000, **TWO_RANGES) == 0
 
 
-@pytest.mark.xfail(strict=False, reason="devpts is mounted with gid=5, whatever the map")
 def test_a_map_without_the_group_of_terminals(engine: Engine, busybox_rootfs: Path) -> None:
     image = engine.images.import_rootfs(busybox_rootfs, reference="busybox:test")
     assert engine.run(image, ["id", "-u"], userns=[IdMap(0, 200_000, 1)], timeout=20).stdout == b"0\n"

@@ -10,11 +10,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <linux/magic.h>
 #include <linux/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
+
+#ifndef PIPEFS_MAGIC
+#define PIPEFS_MAGIC 0x50495045
+#endif
 
 enum { PATH_SIZE = 4096 };
 
@@ -73,10 +79,10 @@ static long set_stream(int fd, int number, const PycStep *s) {
     long source = fd < 0 ? open_null() : fd;
     if (source < 0)
         return source;
-    /* A program that is not root may open /dev/stdout again: the pipe has to be its own. */
-    struct stat st;
+    /* A program that is not root may open /dev/stdout again: a pipe has to be its own. A FIFO with a name stays as it is. */
+    struct statfs fs;
     long rc = 0;
-    if ((s->b || s->c) && sys(SYS_fstat, source, &st) == 0 && S_ISFIFO(st.st_mode)) {
+    if ((s->b || s->c) && sys(SYS_fstatfs, source, &fs) == 0 && fs.f_type == PIPEFS_MAGIC) {
         rc = sys(SYS_fchown, source, s->b, s->c);
         if (rc == -EPERM || rc == -EINVAL || rc == -EROFS)
             rc = 0; /* somebody else's pipe, or an id that is not mapped: it stays usable as it is */

@@ -67,7 +67,6 @@ def test_output_without_end_is_cut_at_the_limit(jail: Jail) -> None:
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.xfail(strict=False, reason="the time counts only while the container is silent")
 def test_output_without_end_ends_with_its_time(jail: Jail) -> None:
     with pytest.raises(TimeoutExpired) as caught:
         jail.run("yes", output_limit="64K", timeout=0.5)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pycontainer.oci.runtime import Seccomp, SyscallRule
+from pycontainer.oci.runtime import Seccomp, SyscallArg, SyscallRule
 from pycontainer.runtime.capabilities import DEFAULT
 from pycontainer.runtime.seccomp import Filter, FilterCache, compile_filter
 
@@ -140,6 +140,24 @@ def test_flags_reach_the_kernel() -> None:
     compiled = compile_filter(profile)
     assert under_filter(compiled, GETPID) == 77
     assert under_filter(compiled, NEWEST) == errno.ENOSYS  # of the kernel itself
+
+
+def test_the_kernel_takes_a_filter_with_far_jumps() -> None:
+    families = tuple(SyscallArg(index=0, value=value, op="SCMP_CMP_EQ") for value in range(100, 1600, 5))
+    names = ("socket", "keyctl", "mount", "unshare")
+    rules = (
+        *(SyscallRule(names=(name,), action="SCMP_ACT_ERRNO", errno_ret=77, args=families) for name in names),
+        SyscallRule(names=("getpid",), action="SCMP_ACT_ERRNO", errno_ret=78),
+    )
+    compiled = compile_filter(
+        Seccomp(default_action="SCMP_ACT_ALLOW", architectures=("SCMP_ARCH_X86", "SCMP_ARCH_X32"), syscalls=rules)
+    )
+    assert len(compiled.program) // 8 > 256  # one copy of the comparisons serves all
+    for number in (SOCKET, KEYCTL, MOUNT, UNSHARE):
+        assert [under_filter(compiled, number, first) for first in (100, 850, 1595)] == [77, 77, 77]
+        assert under_filter(compiled, number, 1596) != 77
+        assert under_filter(compiled, number, 100 | 1 << 32) != 77
+    assert under_filter(compiled, GETPID) == 78
 
 
 def test_killing_actions_kill() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -20,12 +22,12 @@ from hypothesis import strategies as st
 
 from pycontainer.errors import NotFound, StoreError, Unsupported
 from pycontainer.oci.runtime import Seccomp, SyscallArg, SyscallRule
-from pycontainer.runtime import seccomp, seccomp_compiler, seccomp_profile
+from pycontainer.runtime import seccomp, seccomp_compiler, seccomp_profile, seccomp_trees
 from pycontainer.runtime.capabilities import DEFAULT, NAMES
 from pycontainer.runtime.seccomp import Filter, FilterCache, compile_filter, default_profile, load_profile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 DOCKER = Path(__file__).parents[2].parent / "shared" / "spec" / "seccomp" / "docker-default.json"
 
@@ -41,16 +43,25 @@ needs_x86_64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="expect
 # ── an interpreter of classic BPF, as far as filters use it ───────────────────────────────────────────────────────
 
 
-def run(program: bytes, number: int, arch: int = X86_64, args: tuple[int, ...] = ()) -> int:
-    """Return what the kernel would do with a call."""
+@functools.lru_cache(maxsize=8)
+def instructions(program: bytes) -> list[tuple[int, int, int, int]]:
+    return list(struct.iter_unpack("=HBBI", program))
+
+
+def run(
+    program: bytes, number: int, arch: int = X86_64, args: tuple[int, ...] = (), loads: list[int] | None = None
+) -> int:
+    """Return what the kernel would do with a call, and note which offsets of its data are looked at."""
     data = struct.pack("=IIQ6Q", number, arch, 0, *args, *[0] * (6 - len(args)))
-    code = list(struct.iter_unpack("=HBBI", program))
+    code = instructions(program)
     accumulator = at = 0
     while True:
         op, yes, no, k = code[at]
         at += 1
         if op == 0x20:  # ld [k]
             (accumulator,) = struct.unpack_from("=I", data, k)
+            if loads is not None:
+                loads.append(k)
         elif op == 0x54:  # and #k
             accumulator &= k
         elif op == 0x05:  # ja
@@ -300,6 +311,239 @@ def test_an_architecture_that_is_not_listed_kills() -> None:
     program = compile_filter(Seccomp(default_action="SCMP_ACT_ERRNO", syscalls=(rule,))).program
     assert run(program, 3, X86) == KILL
     assert run(program, X32_BIT, X86_64) == KILL
+
+
+# ── against libseccomp's own program ──────────────────────────────────────────────────────────────────────────────
+
+TOKENS: dict[Any, int] = {  # of libseccomp, all little-endian as x86
+    "SCMP_ARCH_X86": X86, "SCMP_ARCH_X32": X32, "SCMP_ARCH_X86_64": X86_64, "SCMP_ARCH_ARM": 0x40000028,
+    "SCMP_ARCH_AARCH64": 0xC00000B7, "SCMP_ARCH_PPC64LE": 0xC0000015, "SCMP_ARCH_RISCV64": 0xC00000F3,
+    "SCMP_ARCH_MIPSEL": 0x40000008, "SCMP_ARCH_MIPSEL64": 0xC0000008, "SCMP_ARCH_MIPSEL64N32": 0xE0000008,
+}  # fmt: skip
+LAST = 0xFFFFFFFF
+
+
+class Oracle:
+    """What libseccomp's generator, asked for all architectures at once, and the rule about newer calls decide."""
+
+    def __init__(self, profile: Seccomp) -> None:
+        library = seccomp_compiler._library()
+        default = action_of(profile.default_action, profile.default_errno_ret)
+        self.tokens = list(dict.fromkeys([X86_64, *(TOKENS[name] for name in profile.architectures)]))
+        with seccomp_compiler._context(library, default) as context:
+            # Without the tree, 2.5.4 at times takes the architecture for the number, after the first architecture.
+            library.seccomp_attr_set(context, seccomp_compiler._FLTATR_CTL_OPTIMIZE, seccomp_compiler._BINARY_TREE)
+            for token in self.tokens[1:]:
+                assert library.seccomp_arch_add(context, token) == 0
+            for call in seccomp_compiler._calls(library, profile.syscalls, default):
+                seccomp_compiler._add_rule(library, context, call)
+            self.program = seccomp_compiler._export(library, context)
+        names = {name for rule in profile.syscalls for name in rule.names}
+        self.newest: dict[int, int] = {}
+        if profile.default_action not in ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"):
+            for token in self.tokens:
+                numbers = [library.seccomp_syscall_resolve_name_arch(token, name.encode()) for name in names]
+                self.newest[token] = max(numbers, default=-1)
+
+    def __call__(self, number: int, arch: int, args: tuple[int, ...] = ()) -> int:
+        token = X32 if arch == X86_64 and number >= X32_BIT else arch
+        if 0 <= self.newest.get(token, -1) < number:
+            return ENOSYS
+        return run(self.program, number, arch, args)
+
+
+def boundaries(profile: Seccomp, name: str) -> list[tuple[int, ...]]:
+    """Return arguments around all that the rules for a call compare with."""
+    values: dict[int, set[int]] = {}
+    for rule in profile.syscalls:
+        for arg in rule.args if name in rule.names else ():
+            for value in (arg.value, arg.value_two):
+                near = {value - 1, value, value + 1, value ^ 1 << 32, value ^ 1 << 31, value & LAST, value ^ 1}
+                values.setdefault(arg.index, {0, (1 << 64) - 1}).update(one & (1 << 64) - 1 for one in near)
+    return list(itertools.product(*(sorted(values.get(index, {0})) for index in range(6))))
+
+
+def numbers_of(profile: Seccomp, token: int) -> dict[int, set[str]]:
+    """Return under which numbers an architecture has the calls of a profile: pseudo numbers are given as they are."""
+    library = seccomp_compiler._library()
+    numbers: dict[int, set[str]] = {}
+    for name in {name for rule in profile.syscalls for name in rule.names}:
+        numbers.setdefault(library.seccomp_syscall_resolve_name_arch(token, name.encode()), set()).add(name)
+        if token == X86 and name in MULTIPLEXED:
+            numbers.setdefault(MULTIPLEXED[name], set()).add(name)
+            numbers.setdefault(102, set()).add(name)  # socketcall
+            numbers.setdefault(117, set()).add(name)  # ipc
+    return numbers
+
+
+def assert_decides_as_libseccomp(profile: Seccomp, numbers: Iterable[int], limit: int = 1000) -> None:
+    """Compare for these numbers, with and without the bit of x32, on all architectures and on one not filtered."""
+    program = compile_filter(profile).program
+    oracle = Oracle(profile)
+    for token in [*oracle.tokens, 0xC0000016]:  # s390x
+        if token == X32:
+            continue  # under X86_64
+        for known in (token, X32) if token == X86_64 and X32 in oracle.tokens else (token,):
+            for number, names in numbers_of(profile, known).items():
+                for args in sorted({args for name in names for args in boundaries(profile, name)})[:limit]:
+                    if number >= 0:
+                        assert run(program, number, token, args) == oracle(number, token, args), (number, token, args)
+        for number in numbers:
+            for args in [(), ((1 << 64) - 1,) * 6]:
+                assert run(program, number, token, args) == oracle(number, token, args), (number, token, args)
+
+
+EDGES = [
+    *(base + offset for base in (0x0F0000, 1 << 29, X32_BIT, 1 << 31, X32_BIT | 1 << 31) for offset in range(-2, 8)),
+    *(base + offset for base in (4000, 5000, 6000) for offset in range(0, 400, 7)),  # where mips counts from
+    *range(LAST - 5, LAST + 1),
+]
+
+
+@needs_x86_64
+@pytest.mark.parametrize("capabilities", CAPABILITY_SETS[:4], ids=["none", "default", "all", "most"])
+def test_the_default_filter_decides_as_libseccomps_own_program(capabilities: frozenset[str]) -> None:
+    numbers = [*range(1024), *range(X32_BIT, X32_BIT + 1024), *EDGES]
+    assert_decides_as_libseccomp(default_profile(capabilities), numbers)
+
+
+@needs_x86_64
+def test_the_default_profile_for_every_architecture_decides_as_libseccomps_own_program() -> None:
+    profile = attrs.evolve(default_profile(PLAIN), architectures=tuple(TOKENS))
+    assert_decides_as_libseccomp(profile, [*range(1024), *EDGES])
+
+
+NAMED = sorted({name for rule in default_profile(frozenset(NAMES)).syscalls for name in rule.names})
+PROFILE_ACTIONS = st.one_of(ACTIONS, st.tuples(st.just("SCMP_ACT_ERRNO"), st.integers(1, 4094)))
+
+
+@st.composite
+def any_profiles(draw: st.DrawFn) -> Seccomp:
+    """Profiles with several rules for a call, of any calls, also of those behind socketcall and ipc on 32-bit x86."""
+    names = st.one_of(st.sampled_from(NAMED), st.sampled_from([*CALLS[:4], "socket", "shmget", "set_tls", "clone3"]))
+    rules = []
+    for _ in range(draw(st.integers(1, 6))):
+        action, errno_ret = draw(PROFILE_ACTIONS)
+        args = tuple(draw(st.lists(arguments(), max_size=3)))
+        many = tuple(draw(st.lists(names, min_size=1, max_size=12 if args else 80, unique=True)))
+        rules.append(SyscallRule(names=many, action=action, errno_ret=errno_ret, args=args))  # type: ignore[arg-type]
+    action, errno_ret = draw(PROFILE_ACTIONS)
+    return Seccomp(
+        default_action=action,  # type: ignore[arg-type]
+        default_errno_ret=errno_ret,
+        architectures=tuple(draw(st.lists(st.sampled_from(sorted(TOKENS)), max_size=4, unique=True))),
+        syscalls=tuple(rules),
+    )
+
+
+def refusal(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@needs_x86_64
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(any_profiles(), st.integers(0, 6))
+def test_any_filter_decides_as_libseccomps_own_program(profile: Seccomp, phase: int) -> None:
+    refusals = [refusal(lambda: Oracle(profile)), refusal(lambda: compile_filter(profile))]
+    assert refusals[0] == refusals[1]
+    if refusals[0]:  # rules that contradict each other
+        return
+    numbers = [*range(phase, 600, 7), *range(X32_BIT + phase, X32_BIT + 600, 7), *EDGES[phase::3]]
+    assert_decides_as_libseccomp(profile, numbers, limit=60)
+
+
+# ── the layout ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@needs_x86_64
+@pytest.mark.parametrize("capabilities", CAPABILITY_SETS[:4], ids=["none", "default", "all", "most"])
+def test_the_default_filter_is_small_and_looks_at_arguments_only_where_they_decide(
+    capabilities: frozenset[str],
+) -> None:
+    """The kernel remembers which calls are always allowed, if the filter reads but their number and architecture."""
+    profile = default_profile(capabilities)
+    program = compile_filter(profile).program
+    assert len(program) // 8 < 256 < len(Oracle(profile).program) // 8
+    for token, base in ((X86_64, 0), (X86, 0), (X86_64, X32_BIT)):
+        numbers = numbers_of(profile, X32 if base else token)
+        for number in range(base, base + 600):
+            loads: list[int] = []
+            run(program, number, token, (), loads)
+            conditional = {rule.args for rule in profile.syscalls if numbers.get(number, set()) & set(rule.names)}
+            assert loads[:2] == [4, 0]
+            assert not loads[2:] or conditional - {()}
+
+
+VALUES_32 = (0, 1, 2, 0x0F, 0xF0, 0x7FFFFFFF, 0x80000000, LAST)
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> tuple[seccomp_trees.Policy, dict[int | None, list[tuple[int, int]]]]:
+    """Ranges of made-up decisions: enough of them, and of tests, that conditional jumps do not reach."""
+    policy = seccomp_trees.Policy()
+    decisions = policy._decisions
+    known = [decisions.number(seccomp_trees._Answer(value)) for value in draw(st.lists(st.integers(0, 9), min_size=1))]
+    random = Random(draw(st.integers(0, LAST)))  # noqa: S311 - too many choices for hypothesis to make one by one
+    for _ in range(draw(st.sampled_from([0, 5, 60, 400]))):
+        word = (random.choice([16, 20, 32]), random.choice([LAST, 0xFF, 0xF0]))
+        operation = random.choice([0x15, 0x25, 0x35, 0x45])
+        ways = random.choice(known), random.choice(known[-20:])
+        known.append(decisions.number(seccomp_trees._Test(word, operation, random.choice(VALUES_32), *ways)))
+    for arch in [*draw(st.lists(st.sampled_from([1, 2, 3]), unique=True)), None]:
+        width = draw(st.sampled_from([1, 2, 40]))
+        start, ranges = 0, [(0, random.choice(known))]
+        for _ in range(draw(st.sampled_from([0, 1, 2, 9, 120, 300]))):
+            start += random.randint(1, width)
+            decision = random.choice(known if random.random() < 0.5 else known[:2])
+            if decision != ranges[-1][1]:
+                ranges.append((start, decision))
+        policy.replace(arch, ranges)
+    return policy, policy.ranges
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(policies(), st.integers(0, LAST))
+def test_a_program_decides_as_its_ranges(
+    made: tuple[seccomp_trees.Policy, dict[int | None, list[tuple[int, int]]]], seed: int
+) -> None:
+    policy, all_ranges = made
+    random = Random(seed)  # noqa: S311 - for samples
+    program = policy.program()
+    assert instructions(program)[-1][0] == 0x06  # the kernel wants a return at the end
+    decisions = policy._decisions.known
+    for arch, ranges in all_ranges.items():
+        for index, (first, decision) in enumerate(ranges):
+            last = ranges[index + 1][0] - 1 if index + 1 < len(ranges) else LAST
+            args = tuple(random.choice(VALUES_32) | random.choice(VALUES_32) << 32 for _ in range(6))
+            data = struct.pack("=IIQ6Q", 0, 0, 0, *args)
+            known = decisions[decision]
+            while isinstance(known, seccomp_trees._Test):
+                value = struct.unpack_from("=I", data, known.word[0])[0] & known.word[1]
+                holds = {0x15: value == known.operand, 0x25: value > known.operand, 0x35: value >= known.operand}
+                known = decisions[known.yes if holds.get(known.operation, value & known.operand) else known.no]
+            for number in {first, last, (first + last) // 2}:
+                assert run(program, number, 77 if arch is None else arch, args) == known.value
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        [(0x20, 0, 0, 8), (0x15, 0, 0, 1)],  # the instruction pointer
+        [(0x20, 0, 0, 0), (0x45, 0, 0, 1)],  # a bit of the number
+        [(0x20, 0, 0, 0), (0x54, 0, 0, 7), (0x15, 0, 0, 1)],
+        [(0x20, 0, 0, 4), (0x35, 0, 0, 1)],  # an order of architectures
+        [(0x20, 0, 0, 16), (0x04, 0, 0, 1)],  # an addition
+        [(0x15, 0, 0, 1)],  # nothing loaded
+    ],
+)
+def test_a_program_that_is_not_understood_is_refused(code: list[tuple[int, int, int, int]]) -> None:
+    program = b"".join(struct.pack("=HBBI", *instruction) for instruction in [*code, (0x06, 0, 0, ALLOW)])
+    with pytest.raises(Unsupported, match="BPF instruction"):
+        seccomp_trees.Policy().read(program)
 
 
 def test_flags_become_bits() -> None:

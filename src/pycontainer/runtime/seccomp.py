@@ -67,7 +67,7 @@ def compile_filter(seccomp: Seccomp) -> Filter:
 
 # ── remembering ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-_FORMAT = 1  # of the files, and of what this module makes of a profile: raise it when either changes
+_FORMAT = 2  # of the files, and of what this module makes of a profile: raise it when either changes
 _MEMORY_LIMIT = 256
 
 _Key = TypeVar("_Key")

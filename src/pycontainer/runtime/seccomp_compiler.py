@@ -1,4 +1,4 @@
-"""From the OCI ``seccomp`` object to classic BPF, by libseccomp.
+"""From the OCI ``seccomp`` object to classic BPF: libseccomp decides, `seccomp_trees` writes the program.
 
 Imported when something must be compiled, not before: a start that finds its filter needs neither `ctypes` nor
 libseccomp. That is called through `ctypes` because cffi's ABI mode would first load a C parser (30 ms, against 2).
@@ -11,11 +11,11 @@ import ctypes
 import errno
 import functools
 import os
-import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pycontainer.errors import Unsupported
+from pycontainer.runtime.seccomp_trees import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -64,9 +64,12 @@ _BINARY_TREE = 2
 _ARCH_X86_64 = 0xC000003E
 _ARCH_X32 = 0x4000003E
 _X32_BIT = 0x40000000
+_LAST_NUMBER = 0xFFFFFFFF
+# x32 is x86_64 with a bit in the number: these two share what the kernel calls an architecture.
+_NUMBERS = {_ARCH_X86_64: (0, _X32_BIT - 1), _ARCH_X32: (_X32_BIT, _LAST_NUMBER)}
 _UNKNOWN_SYSCALL = -1
 
-_INSTRUCTION = struct.Struct("=HBBI")  # struct sock_filter
+_INSTRUCTION_SIZE = 8  # sizeof(struct sock_filter)
 _MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
 _MAX_ARGUMENTS = 6
 _UINT64_END = 1 << 64
@@ -86,20 +89,56 @@ def compile_program(seccomp: Seccomp) -> tuple[bytes, int]:
     flags = _flags(seccomp.flags)
     default = _action(seccomp.default_action, seccomp.default_errno_ret, "the default action")
     library = _library()
-    with _context(library, default) as context:
-        # Before 2.5 there is no tree: the filter is as right, only slower.
-        library.seccomp_attr_set(context, _FLTATR_CTL_OPTIMIZE, _BINARY_TREE)
-        architectures = _add_architectures(library, context, seccomp.architectures)
-        for rule in seccomp.syscalls:
-            _add_rule(library, context, rule, default)
-        program = _enosys_stub(library, seccomp, default, architectures) + _export(library, context)
-    count = len(program) // _INSTRUCTION.size
+    policy = _policy(library, seccomp, default)
+    program = policy.program()
+    count = len(program) // _INSTRUCTION_SIZE
     if count > _MAX_INSTRUCTIONS:
         raise Unsupported(
             f"the seccomp profile compiles to {count} instructions, the kernel takes {_MAX_INSTRUCTIONS}: "
             "use fewer conditions on arguments or fewer architectures"
         )
     return program, flags
+
+
+def _policy(library: ctypes.CDLL, seccomp: Seccomp, default: int) -> Policy:
+    """Return what the profile decides.
+
+    libseccomp is asked for one architecture at a time, because the time it takes to generate a filter grows with the
+    square of its size.
+    """
+    architectures = _architectures(library, seccomp.architectures)
+    calls = list(_calls(library, seccomp.syscalls, default))
+    enosys = _ACTIONS["SCMP_ACT_ERRNO"] | errno.ENOSYS
+    bounded = seccomp.default_action not in _PERMISSIVE
+    policy = Policy()
+    for token in architectures:
+        with _context(library, default) as context:
+            # Before 2.5 there is no tree: the filter is as right, only slower to read.
+            library.seccomp_attr_set(context, _FLTATR_CTL_OPTIMIZE, _BINARY_TREE)
+            _filter_only(library, context, token)
+            for call in calls:
+                _add_rule(library, context, call)
+            decided = policy.read(_export(library, context))
+        # Where only one of x86_64 and x32 is filtered, its filter kills the calls of the other.
+        first, last = _NUMBERS.get(token, (0, _LAST_NUMBER))
+        for arch, ranges in decided.items():
+            policy.replace(arch, ranges, first, last)
+            newest = _newest(library, seccomp, token) if bounded and arch is not None else _UNKNOWN_SYSCALL
+            if newest >= 0:
+                policy.replace(arch, policy.answer(enosys), newest + 1, last)
+    return policy
+
+
+def _newest(library: ctypes.CDLL, seccomp: Seccomp, token: int) -> int:
+    """Return the largest number that an architecture has for the names of a profile; a negative one when it has none.
+
+    Numbers of system calls only grow. One above all that the profile names did not exist for its author: to deny it
+    with ``EPERM`` would break programs that try the new call first, with no gain, since nothing is let through. Such
+    a call gets ``ENOSYS``, unless the default lets it through.
+    """
+    names = {name.encode() for rule in seccomp.syscalls for name in rule.names}
+    numbers = (library.seccomp_syscall_resolve_name_arch(token, name) for name in names)
+    return max(numbers, default=_UNKNOWN_SYSCALL)
 
 
 @functools.cache
@@ -119,6 +158,7 @@ def _library() -> ctypes.CDLL:
         "seccomp_arch_native": (u32,),
         "seccomp_arch_resolve_name": (u32, ctypes.c_char_p),
         "seccomp_arch_add": (ctypes.c_int, context, u32),
+        "seccomp_arch_remove": (ctypes.c_int, context, u32),
         "seccomp_attr_set": (ctypes.c_int, context, ctypes.c_int, u32),
         "seccomp_syscall_resolve_name": (ctypes.c_int, ctypes.c_char_p),
         "seccomp_syscall_resolve_name_arch": (ctypes.c_int, u32, ctypes.c_char_p),
@@ -185,8 +225,8 @@ def _flags(names: Iterable[str]) -> int:
     return bits
 
 
-def _add_architectures(library: ctypes.CDLL, context: int, names: Iterable[str]) -> tuple[int, ...]:
-    """Add architectures to the filter; return the tokens of all it has, the native one among them."""
+def _architectures(library: ctypes.CDLL, names: Iterable[str]) -> tuple[int, ...]:
+    """Return libseccomp's tokens of the architectures to filter, the native one first, each once."""
     tokens = [library.seccomp_arch_native()]
     for name in names:
         token = library.seccomp_arch_resolve_name(name.removeprefix("SCMP_ARCH_").lower().encode())
@@ -194,36 +234,52 @@ def _add_architectures(library: ctypes.CDLL, context: int, names: Iterable[str])
             raise Unsupported(
                 f"this libseccomp does not know the architecture {name!r}: remove it or upgrade libseccomp"
             )
-        code = -library.seccomp_arch_add(context, token)
-        if code and code != errno.EEXIST:
-            raise Unsupported(
-                f"libseccomp cannot filter {name} here: {os.strerror(code)} "
-                "(all architectures of a filter have the byte order of the host)"
-            )
-        if token not in tokens:
-            tokens.append(token)
-    return tuple(tokens)
+        tokens.append(token)
+    return tuple(dict.fromkeys(tokens))
 
 
-def _add_rule(library: ctypes.CDLL, context: int, rule: SyscallRule, default: int) -> None:
-    """Add a rule for all of its system calls."""
-    what = f"the action of the rule for {', '.join(rule.names[:3])}{', …' if len(rule.names) > 3 else ''}"  # noqa: PLR2004
-    action = _action(rule.action, rule.errno_ret, what)
-    if action == default:
+def _filter_only(library: ctypes.CDLL, context: int, token: int) -> None:
+    """Let a new filter, which is one of the native architecture, be one of this architecture."""
+    native = library.seccomp_arch_native()
+    if token == native:
         return
-    comparisons = [_comparison(arg) for arg in rule.args]
-    # libseccomp takes one comparison per argument of a call. The specification's reading of more, settled by runc, is
-    # that then any one of the comparisons is enough.
-    several = len({arg.index for arg in rule.args}) < len(rule.args)
-    for alternative in [[one] for one in comparisons] if several else [comparisons]:
-        array = (_Compare * len(alternative))(*alternative)
-        for name in rule.names:
-            number = library.seccomp_syscall_resolve_name(name.encode())
-            if number == _UNKNOWN_SYSCALL:
-                continue
-            code = -library.seccomp_rule_add_array(context, action, number, len(alternative), array)
-            if code:
-                raise ValueError(f"libseccomp refuses a rule for {name} ({rule.action}): {os.strerror(code)}")
+    code = -library.seccomp_arch_add(context, token) or -library.seccomp_arch_remove(context, native)
+    if code:
+        raise Unsupported(
+            f"libseccomp cannot filter the architecture {token:#x} here: {os.strerror(code)} "
+            "(all architectures of a filter have the byte order of the host)"
+        )
+
+
+# Action, number, comparisons, and, for errors, the names of the call and of the action.
+_Call = tuple[int, int, "ctypes.Array[_Compare]", str, str]
+
+
+def _calls(library: ctypes.CDLL, rules: Iterable[SyscallRule], default: int) -> Iterator[_Call]:
+    """Give the rules for each single system call, in order, without those that say what the default says."""
+    for rule in rules:
+        some = f"{', '.join(rule.names[:3])}{', …' if len(rule.names) > 3 else ''}"  # noqa: PLR2004
+        action = _action(rule.action, rule.errno_ret, f"the action of the rule for {some}")
+        if action == default:
+            continue
+        comparisons = [_comparison(arg) for arg in rule.args]
+        numbers = [(library.seccomp_syscall_resolve_name(name.encode()), name) for name in rule.names]
+        # libseccomp takes one comparison per argument of a call. The specification's reading of more, settled by runc,
+        # is that then any one of the comparisons is enough.
+        several = len({arg.index for arg in rule.args}) < len(rule.args)
+        for alternative in [[one] for one in comparisons] if several else [comparisons]:
+            array = (_Compare * len(alternative))(*alternative)
+            for number, name in numbers:
+                if number != _UNKNOWN_SYSCALL:
+                    yield action, number, array, name, rule.action
+
+
+def _add_rule(library: ctypes.CDLL, context: int, call: _Call) -> None:
+    """Add a rule to the filter."""
+    action, number, array, name, action_name = call
+    code = -library.seccomp_rule_add_array(context, action, number, len(array), array)
+    if code:
+        raise ValueError(f"libseccomp refuses a rule for {name} ({action_name}): {os.strerror(code)}")
 
 
 def _comparison(arg: SyscallArg) -> _Compare:
@@ -248,61 +304,6 @@ def _export(library: ctypes.CDLL, context: int) -> bytes:
         return os.pread(fd, size, 0)
     finally:
         os.close(fd)
-
-
-# ── ENOSYS for the calls of newer kernels ─────────────────────────────────────────────────────────────────────────
-
-_LOAD = 0x20  # BPF_LD | BPF_W | BPF_ABS
-_JUMP_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
-_JUMP_GREATER = 0x25
-_JUMP_NOT_LESS = 0x35
-_RETURN = 0x06
-_AT_NUMBER = 0  # offsetof(struct seccomp_data, nr)
-_AT_ARCH = 4
-
-
-def _enosys_stub(library: ctypes.CDLL, seccomp: Seccomp, default: int, architectures: tuple[int, ...]) -> bytes:
-    """Return instructions, to go before the filter, that answer calls newer than the profile with ``ENOSYS``.
-
-    Numbers of system calls only grow. One above all that the profile names did not exist for its author: to deny it
-    with ``EPERM`` would break programs that try the new call first, with no gain, since nothing is let through.
-    """
-    enosys = _ACTIONS["SCMP_ACT_ERRNO"] | errno.ENOSYS
-    if seccomp.default_action in _PERMISSIVE or default == enosys:
-        return b""
-    names = {name.encode() for rule in seccomp.syscalls for name in rule.names}
-    newest = {
-        token: max((library.seccomp_syscall_resolve_name_arch(token, name) for name in names), default=-1)
-        for token in architectures
-    }
-    # Labels are resolved at the end: "end" is the filter, "enosys" the last instruction before it.
-    code: list[tuple[int, str, str, int]] = [(_LOAD, "", "", _AT_ARCH)]
-    labels: dict[str, int] = {}
-    for token, last in newest.items():
-        if token == _ARCH_X32 or last < 0:
-            continue  # x32 is x86_64 with a bit in the number: both are under x86_64
-        code += [(_JUMP_EQUAL, "", f"after {token}", token), (_LOAD, "", "", _AT_NUMBER)]
-        if token == _ARCH_X86_64:
-            code.append((_JUMP_NOT_LESS, "x32", "", _X32_BIT))
-        code.append((_JUMP_GREATER, "enosys", "end", last))
-        if token == _ARCH_X86_64:
-            labels["x32"] = len(code)
-            last_x32 = newest.get(_ARCH_X32, -1)
-            # Without rules for x32, the filter decides (it kills).
-            code.append((_JUMP_GREATER, "enosys" if last_x32 >= 0 else "end", "end", max(last_x32, 0)))
-        labels[f"after {token}"] = len(code)
-    # Calls of an architecture without a bound fall out of the last comparison, over the return.
-    code.append((_JUMP_EQUAL, "end", "end", 0))
-    labels["enosys"] = len(code)
-    code.append((_RETURN, "", "", enosys))
-    labels["end"] = len(code)
-
-    def offset(label: str, at: int) -> int:
-        return labels[label] - at - 1 if label else 0
-
-    return b"".join(
-        _INSTRUCTION.pack(op, offset(yes, at), offset(no, at), k) for at, (op, yes, no, k) in enumerate(code)
-    )
 
 
 @functools.cache

@@ -243,9 +243,9 @@ def test_users_of_an_image_whose_passwd_is_no_file(jail: Jail, kind: str) -> Non
 
 
 def test_a_working_directory_that_is_a_link(jail: Jail, canary: Path) -> None:
-    image = jail.variant("workdir", replaced("work", str(canary)), config=ImageConfig(workdir="/work/made"))
+    image = jail.variant("workdir", replaced("job", str(canary)), config=ImageConfig(workdir="/job/made"))
     with contextlib.suppress(Error):
-        assert b"of the host" not in jail.run("/bin/ls", "-R", "/work/", image=image).stdout
+        assert b"of the host" not in jail.run("/bin/ls", "-R", "/job/", image=image).stdout
 
 
 @pytest.mark.parametrize(

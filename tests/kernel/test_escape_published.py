@@ -167,9 +167,9 @@ def test_cve_2024_21626_the_working_directory_is_not_one_of_the_host(jail: Jail,
 
 def test_cve_2024_21626_not_by_the_configuration_of_an_image_either(jail: Jail, held: int) -> None:
     def link(tree: Path) -> None:
-        (tree / "work").symlink_to(f"/proc/self/fd/{held}")
+        (tree / "job").symlink_to(f"/proc/self/fd/{held}")
 
-    for number, workdir in enumerate((f"/proc/self/fd/{held}", "/work", "/work/..")):
+    for number, workdir in enumerate((f"/proc/self/fd/{held}", "/job", "/job/..")):
         image = jail.variant(f"workdir-{number}", link, config=ImageConfig(workdir=workdir))
         with pytest.raises(Error, match="working directory"):
             jail.run("/bin/busybox", "ls", image=image)

@@ -146,7 +146,7 @@ int pyc_follow(PycChild *child, PycError *err) {
             return 0;
         }
         if (n != sizeof event) { /* the end: the socket closed at execve, or with the process */
-            if (child->pidfd < 0)
+            if (child->pidfd < 0 || !child->settled)
                 return give_up(child, err);
             close_fd(&child->status_fd);
             child->event = PYC_EVENT_STARTED;
@@ -161,6 +161,8 @@ int pyc_follow(PycChild *child, PycError *err) {
             child->pidfd = fd;
         } else if (event.type == PYC_EVENT_TERMINAL) {
             child->tty_fd = fd;
+        } else if (event.type == PYC_EVENT_SETTLED) {
+            child->settled = 1;
         } else if (event.type == PYC_EVENT_PARKED) {
             child->event = event.type;
             child->value = event.value;

@@ -14,6 +14,7 @@ enum PycEventType {
     PYC_EVENT_PARKED = 2,      /* value the number of the SYNC step; pyc_resume goes on */
     PYC_EVENT_TERMINAL = 3,    /* descriptor the terminal's master */
     PYC_EVENT_FAILED = 4,      /* err says which step */
+    PYC_EVENT_SETTLED = 6,     /* its world is made; from here on the end of the socket means execve, not death */
     PYC_EVENT_INTERRUPTED = 5, /* a signal came in: let Python handle it, then pyc_follow */
 };
 
@@ -62,6 +63,7 @@ typedef struct PycChild {
     int32_t event;     /* STARTED, PARKED or INTERRUPTED */
     int32_t value;     /* the number of the SYNC step */
     int32_t status_fd; /* owned by the caller until STARTED, or -1 */
+    int32_t settled;   /* whether that event has come */
 } PycChild;
 
 /* What a process wrote to one stream. */

@@ -145,6 +145,9 @@ static long keep_fd(int32_t fd, int target) {
 /* At execve nothing of the host is open any more: a program path or an interpreter line that names /proc/self/fd/N, or
  * /proc/self/exe, finds at most the status socket and the sealed helper (CVE-2024-21626, CVE-2019-5736). */
 static long close_all(Machine *m, const PycStep *s) {
+    long told = send_event(m->status, PYC_EVENT_SETTLED, 0, NULL, -1);
+    if (told < 0)
+        return told;
     int fd = machine_fd(m, s->fd);
     long lifted = sys(SYS_fcntl, m->status, F_DUPFD_CLOEXEC, 5);
     if (lifted < 0)

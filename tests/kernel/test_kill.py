@@ -32,17 +32,27 @@ def helpers_of(program: int) -> dict[str, int]:
             pass  # it ended meanwhile
         return {link for link in found if link.startswith("pipe:")}
 
+    def name_of(pid: int | str) -> str:
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
+                return file.read().split(b"\0")[0].decode(errors="replace")
+        except OSError:
+            return ""  # it ended meanwhile
+
+    def parent_of(pid: str) -> str:
+        try:
+            with open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
+                return file.read().rpartition(")")[2].split()[1]
+        except OSError:
+            return "0"
+
     ours = pipes(program)
     found = {}
     for pid in os.listdir("/proc"):  # noqa: PTH208
-        if pid.isdigit():
-            try:
-                with open(f"/proc/{pid}/cmdline", "rb") as file:  # noqa: PTH123
-                    name = file.read().split(b"\0")[0].decode(errors="replace")
-            except OSError:
-                continue  # it ended meanwhile
-            if name in {"pycontainer-keep", "pycontainer-clean"} and ours & pipes(pid):
-                found[name.removeprefix("pycontainer-")] = int(pid)
+        name = name_of(pid) if pid.isdigit() else ""
+        ours_too = name in {"pycontainer-keep", "pycontainer-clean"} and bool(ours & pipes(pid))
+        if ours_too and name_of(parent_of(pid)) != name:  # what the keeper bears ahead has its name until execve
+            found[name.removeprefix("pycontainer-")] = int(pid)
     return found
 
 

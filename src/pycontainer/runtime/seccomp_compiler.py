@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pycontainer.errors import Unsupported
+from pycontainer.runtime.seccomp_check import Call, Comparison, check
 from pycontainer.runtime.seccomp_trees import Policy
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ _FLTATR_CTL_OPTIMIZE = 8
 _BINARY_TREE = 2
 _ARCH_X86_64 = 0xC000003E
 _ARCH_X32 = 0x4000003E
+_ARCH_64BIT = 0x80000000
+_ARCH_N32 = 0x20000000  # of MIPS: words of 32 bits on 64
 _X32_BIT = 0x40000000
 _LAST_NUMBER = 0xFFFFFFFF
 # x32 is x86_64 with a bit in the number: these two share what the kernel calls an architecture.
@@ -97,7 +100,35 @@ def compile_program(seccomp: Seccomp) -> tuple[bytes, int]:
             f"the seccomp profile compiles to {count} instructions, the kernel takes {_MAX_INSTRUCTIONS}: "
             "use fewer conditions on arguments or fewer architectures"
         )
+    _check(library, seccomp, program, default)
     return program, flags
+
+
+def _check(library: ctypes.CDLL, seccomp: Seccomp, program: bytes, default: int) -> None:
+    """Check the calls with several conditions, where one action is all there is to decide between."""
+    by_name: dict[str, list[tuple[int, list[Comparison]]]] = {}
+    for action, _, array, name, _ in _calls(library, seccomp.syscalls, default):
+        conditions = [Comparison(one.arg, one.op, one.datum_a, one.datum_b) for one in array]
+        by_name.setdefault(name, []).append((action, conditions))
+    for token in _architectures(library, seccomp.architectures):
+        bit = _X32_BIT if token == _ARCH_X32 else 0
+        for name, rules in by_name.items():
+            actions = {action for action, _ in rules}
+            number = library.seccomp_syscall_resolve_name_arch(token, name.encode())
+            if len(rules) < 2 or len(actions) > 1 or number < 0:  # noqa: PLR2004 - one rule is not merged with others
+                continue
+            check(
+                program,
+                Call(
+                    name=name,
+                    arch=_ARCH_X86_64 if bit else token,
+                    number=number | bit,
+                    bits=64 if token & _ARCH_64BIT and not token & _ARCH_N32 else 32,
+                    rules=[conditions for _, conditions in rules],
+                    action=actions.pop(),
+                ),
+                default,
+            )
 
 
 def _policy(library: ctypes.CDLL, seccomp: Seccomp, default: int) -> Policy:

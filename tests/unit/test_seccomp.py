@@ -458,7 +458,7 @@ def any_profiles(draw: st.DrawFn) -> Seccomp:
 def refusal(action: Callable[[], object]) -> str:
     try:
         action()
-    except ValueError as error:
+    except (Unsupported, ValueError) as error:
         return str(error)
     return ""
 

@@ -15,7 +15,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${VM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pycontainer-vm}
 suite=${VM_SUITE:-bookworm}
-packages=${VM_PACKAGES:-python3,busybox-static,libseccomp2,iproute2,nftables,kmod,util-linux,uidmap,procps,attr,libcap2-bin,erofs-utils,xz-utils}
+packages=${VM_PACKAGES:-python3,busybox-static,libseccomp2,iproute2,nftables,kmod,util-linux,uidmap,procps,attr,libcap2-bin,erofs-utils,xz-utils,gcc,libc6-dev}
 wheels=${VM_WHEELS:-}
 kernel=linux-image-cloud-amd64
 early_modules="virtio_pci virtio_blk virtio_console" # loaded by the initramfs; everything else loads itself in the guest
@@ -97,7 +97,7 @@ make_image() { # DIR: vmlinuz, initrd.gz and root.ext4 appear in it
         cp tree/bin/busybox early/bin/
         install -m 755 "$2" early/init
         (cd early; find . | busybox cpio -o -H newc 2>/dev/null | gzip -1) >initrd.gz
-        truncate -s 1536M root.ext4
+        truncate -s 3G root.ext4
         mkfs.ext4 -q -F -L root -O ^has_journal,^metadata_csum -E lazy_itable_init=1 -m 0 -d tree root.ext4
         chmod 644 vmlinuz initrd.gz root.ext4
         rm -rf tree early root.tar site' - "$work" "$here/early-init"

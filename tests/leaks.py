@@ -148,7 +148,10 @@ def _descriptors() -> frozenset[str]:
             target = str(path.readlink())
         except OSError:
             continue  # the descriptor of this very listing
-        # The sealed copy of the static helper is made at the first run and kept for all engines: one is no leak.
+        # Device filters of cgroup v2 are loaded once for each set of rules and closed with their engine.
+        if target == "anon_inode:bpf-prog":
+            continue
+        # The copy of the static helper is made at the first run and kept for all engines: one is no leak.
         if target.startswith("/pycontainer-monitor"):
             sealed_copies += 1
             if sealed_copies == 1:

@@ -6,7 +6,6 @@ r"""The SQLite of containers: a whole container engine that a Python program imp
 b'hello\n'
 """
 
-from pycontainer.attached import Running
 from pycontainer.engine import Engine
 from pycontainer.errors import (
     AlreadyExists,
@@ -27,6 +26,7 @@ from pycontainer.errors import (
 )
 from pycontainer.image import Image, Images
 from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Result, Rlimit, Usage
+from pycontainer.running import Running
 
 __all__ = [
     "AlreadyExists",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pycontainer.errors import CommandNotFound, ExitError, OutOfMemory, StartError, TimeoutExpired
 from pycontainer.model import Result, Usage
+from pycontainer.running import Running
 from pycontainer.runtime import plan
 from pycontainer.runtime.process import Process
 
@@ -17,30 +18,7 @@ if TYPE_CHECKING:
     from pycontainer.runtime.process import Exit
     from pycontainer.streams import Attachment
 
-__all__ = ["Running", "run_attached"]
-
-_SIGKILL = 9
-
-
-class Running:
-    """A container that runs right now, as :meth:`pycontainer.Engine.run` hands it to ``on_start``."""
-
-    def __init__(self, container_id: str, process: Process) -> None:
-        self.container_id = container_id
-        self._process = process
-
-    @property
-    def pid(self) -> int:
-        """The number of its first process in the caller's pid namespace."""
-        return self._process.pid
-
-    def kill(self, signal: int = _SIGKILL) -> None:
-        """Send a signal to its first process; nothing happens when that has ended."""
-        self._process.kill(signal)
-
-    def resize(self, rows: int, columns: int) -> None:
-        """Tell its terminal how large the window is; nothing happens without one."""
-        self._process.resize(rows, columns)
+__all__ = ["run_attached"]
 
 
 def run_attached(

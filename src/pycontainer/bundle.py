@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Callable, Sequence
 
-    from pycontainer.attached import Running
+    from pycontainer.running import Running
     from pycontainer.runtime.process import Process
 
 __all__ = ["Bundle", "Hooks", "open_namespaces", "read"]

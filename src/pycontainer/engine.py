@@ -4,35 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-import attrs
-
-from pycontainer.attached import Running, run_attached
 from pycontainer.errors import Unsupported
 from pycontainer.image import Image, Images
-from pycontainer.launch import Namespace, Options, document, etc_files
 from pycontainer.model import Device, IdMap, Limits, Mount, Result, Rlimit, Size, parse_size
-from pycontainer.oci import runtime as oci
-from pycontainer.recipes import Recipes, recipe_key
-from pycontainer.runtime import capabilities, plan, seccomp_profile, skeleton, volumes
-from pycontainer.runtime.cgroups import Cgroups
-from pycontainer.runtime.idmaps import UserNamespaces, map_text, outside_id
-from pycontainer.runtime.keeper import Keeper, recover
-from pycontainer.runtime.overlay import add_overlay
-from pycontainer.runtime.program import Program
-from pycontainer.runtime.seccomp import Filter, FilterCache
-from pycontainer.runtime.users import Accounts, Identity, read_accounts
 from pycontainer.store import Store
-from pycontainer.streams import Attachment, Input, Output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
+
+    from pycontainer.launch import Namespace
+    from pycontainer.running import Running
+    from pycontainer.streams import Input, Output
 
 __all__ = ["Engine"]
 
@@ -69,37 +57,23 @@ class Engine:
             raise Unsupported(msg)
         self.root = Path(root) if root is not None else default_root()
         self.root = self.root.absolute()
-        self._lock = threading.Lock()
-        self._keeper: Keeper | None = None
-        self._accounts: dict[str, Accounts] = {}
-        self._recipes = Recipes()
-        self._filters = FilterCache(self.root / "cache" / "seccomp")
+        # What a run needs is loaded when there is an engine: a program that imports us may never run anything.
+        from pycontainer.runner import Runner
+
         with contextlib.ExitStack() as opened:
             self._store = Store.open(self.root)
             opened.callback(self._store.close)
-            self._skeleton = skeleton.prepare(self.root / "cache")
-            self._user_namespaces = UserNamespaces()
-            opened.callback(self._user_namespaces.close)
-            self._cgroups = Cgroups(device=self.root.stat().st_dev)
-            opened.callback(self._cgroups.close)
-            recover(self._runs, self._cgroups)
+            self._runner = Runner(self._store, self.root)
+            opened.callback(self._runner.close)
             self._opened = opened.pop_all()
         self._closed = False
         self.images = Images(self._store)
-
-    @property
-    def _runs(self) -> Path:
-        return self.root / "runs"
 
     def close(self) -> None:
         """Kill what still runs, remove what it left, close the store. Safe to call again."""
         if self._closed:
             return
         self._closed = True
-        with self._lock:
-            keeper, self._keeper = self._keeper, None
-        if keeper is not None:
-            keeper.close()
         self._opened.close()
 
     def __enter__(self) -> Self:
@@ -118,18 +92,6 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"Engine({str(self.root)!r})"
-
-    def _running_keeper(self) -> Keeper:
-        """Return the keeper of this process, started when there is none yet: first run, after fork, after its death."""
-        if self._closed:
-            msg = "this engine is closed"
-            raise ValueError(msg)
-        with self._lock:
-            if self._keeper is None or not self._keeper.alive:
-                if self._keeper is not None:
-                    self._keeper.close()
-                self._keeper = Keeper(self._runs, self._cgroups)
-            return self._keeper
 
     # ── run ──
 
@@ -281,122 +243,25 @@ class Engine:
             "timens": timens,
             "tty": tty,
         }
-        attachment = Attachment(
-            stdin=stdin,
-            data=input,
-            stdout=stdout,
-            stderr=stderr,
-            output_limit=None if output_limit is None else parse_size(output_limit),
-            tty=tty,
+        streams = {
+            "stdin": stdin,
+            "data": input,
+            "stdout": stdout,
+            "stderr": stderr,
+            "output_limit": None if output_limit is None else parse_size(output_limit),
+        }
+        return self._runner.run(
+            found,
+            wishes,
+            streams,
+            seccomp=seccomp,
+            init=init,
+            cgroup_parent=cgroup_parent,
+            began=began,
+            timeout=timeout,
+            check=check,
+            on_start=on_start,
         )
-        keeper = self._running_keeper()
-        key = None
-        if cgroup_parent is None and seccomp in ("default", "unconfined") and not found.config.volumes:
-            key = recipe_key(wishes, found.id, seccomp, init, keeper.instance)
-        lowers = (*self._store.acquire(found.id), self._skeleton)
-        try:
-            start = self._recipes.get(key) if key is not None else None
-            if start is None:
-                start = self._plan(found, wishes, lowers, keeper, seccomp, cgroup_parent, init=init)
-                if key is not None:
-                    self._recipes.put(key, start)
-            return run_attached(start, attachment, began=began, timeout=timeout, check=check, on_start=on_start)
-        finally:
-            self._store.release(found.id)
-
-    def _plan(
-        self,
-        image: Image,
-        wishes: Mapping[str, Any],
-        lowers: tuple[str, ...],
-        keeper: Keeper,
-        seccomp: str,
-        cgroup_parent: str | None,
-        *,
-        init: bool,
-    ) -> plan.Start:
-        options = Options(**wishes)
-        container_id = os.urandom(32).hex()
-        try:
-            options = self._with_volumes(image, options, lowers, keeper.instance / container_id)
-            spec = document(container_id, image.config, options, self._identify(image, lowers, options))
-            name = spec.hostname or os.uname().nodename
-            return plan.Start(
-                spec=spec,
-                container_id=container_id,
-                cgroup=self._cgroups.group(container_id, f"{cgroup_parent}/{container_id}" if cgroup_parent else None),
-                root=self._root(lowers, f"{keeper.instance}/{container_id}", spec, keeper),
-                keeper=keeper,
-                cgroups=self._cgroups,
-                user_namespaces=self._user_namespaces,
-                seccomp=self._filter(seccomp, spec, privileged=options.privileged),
-                init=init,
-                files=etc_files(name, options),
-            )
-        except BaseException:
-            keeper.forget(container_id)  # its volumes may be there already
-            raise
-
-    def _root(self, lowers: tuple[str, ...], directory: str, spec: oci.Spec, keeper: Keeper) -> plan.Overlay:
-        """Return the root of a container; in a user namespace its layers are shown with the container's ids."""
-        uids, gids = spec.linux.uid_mappings, spec.linux.gid_mappings
-        if not uids:
-            return plan.Overlay(lowers=lowers, directory=directory)
-        return plan.Overlay(
-            lowers=lowers,
-            directory=directory,
-            owner=(outside_id(uids, 0), outside_id(gids, 0)),
-            userns_fd=self._user_namespaces.get(map_text(uids), map_text(gids), keeper.requests_fd),
-        )
-
-    def _with_volumes(self, image: Image, options: Options, lowers: tuple[str, ...], directory: Path) -> Options:
-        """Give each volume that the image declares a directory of its own, filled with what the image has there."""
-        taken = {mount.target.rstrip("/") for mount in options.mounts}
-        paths = [path for path in image.config.volumes if path.rstrip("/") not in taken]
-        if not paths:
-            return options
-        root_fd = self._open_image(lowers)
-        try:
-            (directory / "volumes").mkdir(mode=0o755, parents=True)
-            mounts = []
-            for number, path in enumerate(paths):
-                target = directory / "volumes" / str(number)
-                volumes.fill(root_fd, path, target)
-                mounts.append(Mount.bind(str(target), path, options=("idmap",) if options.userns else ()))
-        finally:
-            os.close(root_fd)
-        return attrs.evolve(options, mounts=(*options.mounts, *mounts))
-
-    @staticmethod
-    def _open_image(lowers: tuple[str, ...]) -> int:
-        """Return the root directory of an image, open and read-only."""
-        program = Program()
-        add_overlay(program, lowers)
-        return program.prepare()[0]
-
-    def _identify(self, image: Image, lowers: tuple[str, ...], options: Options) -> Identity:
-        accounts = self._accounts.get(image.id)
-        if accounts is None:
-            fd = self._open_image(lowers)
-            try:
-                accounts = read_accounts(fd)
-            finally:
-                os.close(fd)
-            self._accounts[image.id] = accounts
-        return accounts.identify(options.user if options.user is not None else image.config.user, options.groups)
-
-    def _filter(self, seccomp: str, spec: oci.Spec, *, privileged: bool) -> Filter | None:
-        if seccomp == "unconfined" or (privileged and seccomp == "default"):
-            return None
-        sets = spec.process.capabilities if spec.process and spec.process.capabilities else oci.Capabilities()
-        names = frozenset(sets.bounding)
-        if seccomp == "default":
-            return self._filters.default_filter(names)
-        try:
-            return self._filters.get(seccomp_profile.load_profile(Path(seccomp), names))
-        except ValueError as error:
-            msg = f"seccomp profile {seccomp}: {error}"
-            raise ValueError(msg) from error
 
     def run_bundle(
         self,
@@ -434,55 +299,22 @@ class Engine:
             Unsupported: it asks for something that this host or version does not do.
             StartError: a step of the start failed.
         """
-        from pycontainer import bundle as bundles  # its hooks need subprocess, which is slow to import
-
         began = time.monotonic()
-        bundle = bundles.read(Path(path))
-        spec = bundle.spec
-        attachment = Attachment(
-            stdin=stdin,
-            data=input,
-            stdout=stdout,
-            stderr=stderr,
-            output_limit=None if output_limit is None else parse_size(output_limit),
-            tty=bool(spec.process and spec.process.terminal),
+        streams = {
+            "stdin": stdin,
+            "data": input,
+            "stdout": stdout,
+            "stderr": stderr,
+            "output_limit": None if output_limit is None else parse_size(output_limit),
+        }
+        return self._runner.run_bundle(
+            Path(path), streams, began=began, timeout=timeout, check=check, on_start=on_start
         )
-        filters = spec.linux.seccomp
-        with contextlib.ExitStack() as stack:
-            container_id = os.urandom(32).hex()
-            start = plan.Start(
-                spec=spec,
-                container_id=container_id,
-                cgroup=self._cgroups.group(container_id, spec.linux.cgroups_path),
-                root=plan.Directory(path=str(bundle.root)),
-                keeper=self._running_keeper(),
-                cgroups=self._cgroups,
-                user_namespaces=self._user_namespaces,
-                seccomp=self._filters.get(filters) if filters is not None else None,
-                bundle=str(bundle.path),
-                join=bundles.open_namespaces(spec, stack),
-            )
-            hooks = bundles.Hooks(bundle, start.container_id)
-            start.park = hooks.park
-            try:
-                return run_attached(
-                    start,
-                    attachment,
-                    began=began,
-                    timeout=timeout,
-                    check=check,
-                    on_start=hooks.started(on_start),
-                    around=hooks.create if hooks.park else None,
-                )
-            finally:
-                hooks.stopped()
 
     def info(self) -> Mapping[str, object]:
         """Return what this engine and its host are, for people and bug reports."""
         return {
             "root": str(self.root),
             "images": len(self.images.list()),
-            "cgroup_version": self._cgroups.version,
-            "cgroup_controllers": self._cgroups.controllers,
-            "capabilities": capabilities.available(),
+            **self._runner.info(),
         }

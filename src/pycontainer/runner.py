@@ -1,0 +1,280 @@
+"""The runs of one engine: what they share, and how wishes become a start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from pycontainer.attached import run_attached
+from pycontainer.launch import Options, document, etc_files
+from pycontainer.model import Mount
+from pycontainer.oci import runtime as oci
+from pycontainer.recipes import Recipes, recipe_key
+from pycontainer.runtime import capabilities, plan, seccomp_profile, skeleton, volumes
+from pycontainer.runtime.cgroups import Cgroups
+from pycontainer.runtime.idmaps import UserNamespaces, map_text, outside_id
+from pycontainer.runtime.keeper import Keeper, recover
+from pycontainer.runtime.overlay import add_overlay
+from pycontainer.runtime.program import Program
+from pycontainer.runtime.seccomp import Filter, FilterCache
+from pycontainer.runtime.users import Accounts, Identity, read_accounts
+from pycontainer.streams import Attachment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pycontainer.image import Image
+    from pycontainer.model import Result
+    from pycontainer.running import Running
+    from pycontainer.store import Store
+
+__all__ = ["Runner"]
+
+
+class Runner:
+    """Runs containers; one for each engine, and as safe to share between threads.
+
+    Args:
+        store: where the layers are.
+        root: directory of the store, for what runs leave for a while.
+
+    Raises:
+        StartError: what an earlier program left cannot be removed.
+    """
+
+    def __init__(self, store: Store, root: Path) -> None:
+        self._store = store
+        self._runs = root / "runs"
+        self._lock = threading.Lock()
+        self._closed = False
+        self._keeper: Keeper | None = None
+        self._accounts: dict[str, Accounts] = {}
+        self._recipes = Recipes()
+        self._filters = FilterCache(root / "cache" / "seccomp")
+        self._skeleton = skeleton.prepare(root / "cache")
+        self._user_namespaces = UserNamespaces()
+        self._cgroups = Cgroups(device=root.stat().st_dev)
+        try:
+            recover(self._runs, self._cgroups)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Kill what still runs, remove what it left. Safe to call again."""
+        self._closed = True
+        with self._lock:
+            keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.close()
+        self._cgroups.close()
+        self._user_namespaces.close()
+
+    def info(self) -> Mapping[str, object]:
+        """Return what of the host matters to runs."""
+        return {
+            "cgroup_version": self._cgroups.version,
+            "cgroup_controllers": self._cgroups.controllers,
+            "capabilities": capabilities.available(),
+        }
+
+    def _running_keeper(self) -> Keeper:
+        """Return the keeper of this process, started when there is none yet: first run, after fork, after its death."""
+        if self._closed:
+            msg = "this engine is closed"
+            raise ValueError(msg)
+        with self._lock:
+            if self._keeper is None or not self._keeper.alive:
+                if self._keeper is not None:
+                    self._keeper.close()
+                self._keeper = Keeper(self._runs, self._cgroups)
+            return self._keeper
+
+    def run(
+        self,
+        image: Image,
+        wishes: Mapping[str, Any],
+        streams: Mapping[str, Any],
+        *,
+        seccomp: str,
+        init: bool,
+        cgroup_parent: str | None,
+        began: float,
+        timeout: float | None,
+        check: bool,
+        on_start: Callable[[Running], object] | None,
+    ) -> Result:
+        """Run a command of an image; see :meth:`pycontainer.Engine.run`.
+
+        Args:
+            image: the image.
+            wishes: the fields of :class:`Options`.
+            streams: the fields of :class:`Attachment`.
+            seccomp: as for the engine.
+            init: as for the engine.
+            cgroup_parent: as for the engine.
+            began: ``time.monotonic()`` of the call.
+            timeout: as for the engine.
+            check: as for the engine.
+            on_start: as for the engine.
+        """
+        attachment = Attachment(**streams, tty=wishes["tty"])
+        keeper = self._running_keeper()
+        key = None
+        if cgroup_parent is None and seccomp in ("default", "unconfined") and not image.config.volumes:
+            key = recipe_key(wishes, image.id, seccomp, init, keeper.instance)
+        lowers = (*self._store.acquire(image.id), self._skeleton)
+        try:
+            start = self._recipes.get(key) if key is not None else None
+            if start is None:
+                start = self._plan(image, wishes, lowers, keeper, seccomp, cgroup_parent, init=init)
+                if key is not None:
+                    self._recipes.put(key, start)
+            return run_attached(start, attachment, began=began, timeout=timeout, check=check, on_start=on_start)
+        finally:
+            self._store.release(image.id)
+
+    def _plan(
+        self,
+        image: Image,
+        wishes: Mapping[str, Any],
+        lowers: tuple[str, ...],
+        keeper: Keeper,
+        seccomp: str,
+        cgroup_parent: str | None,
+        *,
+        init: bool,
+    ) -> plan.Start:
+        options = Options(**wishes)
+        container_id = os.urandom(32).hex()
+        try:
+            options = self._with_volumes(image, options, lowers, keeper.instance / container_id)
+            spec = document(container_id, image.config, options, self._identify(image, lowers, options))
+            name = spec.hostname or os.uname().nodename
+            return plan.Start(
+                spec=spec,
+                container_id=container_id,
+                cgroup=self._cgroups.group(container_id, f"{cgroup_parent}/{container_id}" if cgroup_parent else None),
+                root=self._root(lowers, f"{keeper.instance}/{container_id}", spec, keeper),
+                keeper=keeper,
+                cgroups=self._cgroups,
+                user_namespaces=self._user_namespaces,
+                seccomp=self._filter(seccomp, spec, privileged=options.privileged),
+                init=init,
+                files=etc_files(name, options),
+            )
+        except BaseException:
+            keeper.forget(container_id)  # its volumes may be there already
+            raise
+
+    def _root(self, lowers: tuple[str, ...], directory: str, spec: oci.Spec, keeper: Keeper) -> plan.Overlay:
+        """Return the root of a container; in a user namespace its layers are shown with the container's ids."""
+        uids, gids = spec.linux.uid_mappings, spec.linux.gid_mappings
+        if not uids:
+            return plan.Overlay(lowers=lowers, directory=directory)
+        return plan.Overlay(
+            lowers=lowers,
+            directory=directory,
+            owner=(outside_id(uids, 0), outside_id(gids, 0)),
+            userns_fd=self._user_namespaces.get(map_text(uids), map_text(gids), keeper.requests_fd),
+        )
+
+    def _with_volumes(self, image: Image, options: Options, lowers: tuple[str, ...], directory: Path) -> Options:
+        """Give each volume that the image declares a directory of its own, filled with what the image has there."""
+        taken = {mount.target.rstrip("/") for mount in options.mounts}
+        paths = [path for path in image.config.volumes if path.rstrip("/") not in taken]
+        if not paths:
+            return options
+        root_fd = self._open_image(lowers)
+        try:
+            (directory / "volumes").mkdir(mode=0o755, parents=True)
+            mounts = []
+            for number, path in enumerate(paths):
+                target = directory / "volumes" / str(number)
+                volumes.fill(root_fd, path, target)
+                mounts.append(Mount.bind(str(target), path, options=("idmap",) if options.userns else ()))
+        finally:
+            os.close(root_fd)
+        return attrs.evolve(options, mounts=(*options.mounts, *mounts))
+
+    @staticmethod
+    def _open_image(lowers: tuple[str, ...]) -> int:
+        """Return the root directory of an image, open and read-only."""
+        program = Program()
+        add_overlay(program, lowers)
+        return program.prepare()[0]
+
+    def _identify(self, image: Image, lowers: tuple[str, ...], options: Options) -> Identity:
+        accounts = self._accounts.get(image.id)
+        if accounts is None:
+            fd = self._open_image(lowers)
+            try:
+                accounts = read_accounts(fd)
+            finally:
+                os.close(fd)
+            self._accounts[image.id] = accounts
+        return accounts.identify(options.user if options.user is not None else image.config.user, options.groups)
+
+    def _filter(self, seccomp: str, spec: oci.Spec, *, privileged: bool) -> Filter | None:
+        if seccomp == "unconfined" or (privileged and seccomp == "default"):
+            return None
+        sets = spec.process.capabilities if spec.process and spec.process.capabilities else oci.Capabilities()
+        names = frozenset(sets.bounding)
+        if seccomp == "default":
+            return self._filters.default_filter(names)
+        try:
+            return self._filters.get(seccomp_profile.load_profile(Path(seccomp), names))
+        except ValueError as error:
+            msg = f"seccomp profile {seccomp}: {error}"
+            raise ValueError(msg) from error
+
+    def run_bundle(
+        self,
+        path: Path,
+        streams: Mapping[str, Any],
+        *,
+        began: float,
+        timeout: float | None,
+        check: bool,
+        on_start: Callable[[Running], object] | None,
+    ) -> Result:
+        """Run a bundle; see :meth:`pycontainer.Engine.run_bundle`."""
+        from pycontainer import bundle as bundles  # its hooks need subprocess, which is slow to import
+
+        bundle = bundles.read(path)
+        spec = bundle.spec
+        attachment = Attachment(**streams, tty=bool(spec.process and spec.process.terminal))
+        filters = spec.linux.seccomp
+        with contextlib.ExitStack() as stack:
+            container_id = os.urandom(32).hex()
+            start = plan.Start(
+                spec=spec,
+                container_id=container_id,
+                cgroup=self._cgroups.group(container_id, spec.linux.cgroups_path),
+                root=plan.Directory(path=str(bundle.root)),
+                keeper=self._running_keeper(),
+                cgroups=self._cgroups,
+                user_namespaces=self._user_namespaces,
+                seccomp=self._filters.get(filters) if filters is not None else None,
+                bundle=str(bundle.path),
+                join=bundles.open_namespaces(spec, stack),
+            )
+            hooks = bundles.Hooks(bundle, start.container_id)
+            start.park = hooks.park
+            try:
+                return run_attached(
+                    start,
+                    attachment,
+                    began=began,
+                    timeout=timeout,
+                    check=check,
+                    on_start=hooks.started(on_start),
+                    around=hooks.create if hooks.park else None,
+                )
+            finally:
+                hooks.stopped()

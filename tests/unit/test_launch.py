@@ -131,8 +131,8 @@ variables = st.dictionaries(names, st.text("xyz=", max_size=3), max_size=5)
 
 @given(variables, variables, st.booleans())
 def test_the_caller_before_the_image_before_the_defaults(image: dict[str, str], own: dict[str, str], tty: bool) -> None:
-    found = environment(ImageConfig(env=image), Options(env=own, tty=tty), "h", "/home/x")
-    usual = {"PATH": defaults.PATH, "HOSTNAME": "h", "HOME": "/home/x", **({"TERM": "xterm"} if tty else {})}
+    found = environment(ImageConfig(env=image), Options(env=own, tty=tty), "h", "/home/app")
+    usual = {"PATH": defaults.PATH, "HOSTNAME": "h", "HOME": "/home/app", **({"TERM": "xterm"} if tty else {})}
     assert dict(text.split("=", 1) for text in found) == {**usual, **image, **own}
     assert len({text.partition("=")[0] for text in found}) == len(found)
 

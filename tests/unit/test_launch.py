@@ -217,9 +217,10 @@ def test_the_wall_clock_is_everybodys() -> None:
 
 
 def test_the_host_cannot_be_renamed() -> None:
-    for option in ("hostname", "domainname"):
+    names: tuple[dict[str, Any], ...] = ({"hostname": "x"}, {"domainname": "x"})
+    for name in names:
         with pytest.raises(ValueError, match="would rename the host"):
-            made(uts="host", **{option: "x"})
+            made(uts="host", **name)
     assert made(uts="host").hostname is None
 
 
@@ -311,7 +312,7 @@ def test_paths_by_wish() -> None:
         ("kernel.domainname", {"uts": "host"}),
     ],
 )
-def test_kernel_parameters_of_namespaces(name: str, needs: dict[str, str]) -> None:
+def test_kernel_parameters_of_namespaces(name: str, needs: dict[str, Any]) -> None:
     assert made(sysctls={name: "1"}).linux.sysctl == {name: "1"}
     with pytest.raises(ValueError, match=f"sysctl {name} .*would change the host"):
         made(sysctls={name: "1"}, **needs)

@@ -2,104 +2,19 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from typing import Any
 
-import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pycontainer._ffi import lib
 from pycontainer.errors import StartError
-from pycontainer.runtime.program import CWD, Packed, Program
-
-# csrc/program.h, written down once more: PycHeader and PycStep.
-HEADER = struct.Struct("<6I Q 2I 3i I")
-STEP = struct.Struct("<2H I 2i 3Q 4I i I")
-HEADER_SIZE, STEP_SIZE = 56, 64
+from pycontainer.runtime.program import CWD, Program
+from tests.programs import HEADER, HEADER_SIZE, STEP, STEP_SIZE, read, text_at
 
 plain = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
-
-
-@attrs.frozen
-class Step:
-    """One step of a packed program, its texts looked up."""
-
-    op: int
-    flags: int
-    label: str
-    fd: int
-    fd2: int
-    a: int
-    b: int
-    c: int
-    s1: bytes
-    data: bytes
-    s3: bytes
-    ret: int
-    s2: int
-    s3_offset: int
-
-
-@attrs.frozen
-class Read:
-    """A packed program, read."""
-
-    host: list[Step]
-    child: list[Step]
-    early: int
-    pool: bytes
-    header: tuple[int, ...]
-
-
-def text_at(pool: bytes, offset: int) -> bytes:
-    assert 0 <= offset < len(pool)
-    return pool[offset : pool.index(b"\0", offset)]
-
-
-def read(packed: Packed) -> Read:
-    """Read a program as the core does, checking every number that the core relies on."""
-    data = packed.data
-    header = HEADER.unpack_from(data)
-    magic, size, host, early, child, pool_offset = header[:6]
-    assert magic == lib.PYC_PROGRAM_MAGIC == 0x50594331
-    assert size == len(data)
-    assert early <= host
-    assert pool_offset == HEADER_SIZE + STEP_SIZE * (host + child)
-    pool = data[pool_offset:]
-    assert pool[:1] == b"\0"  # offset 0 is the empty text
-    assert pool[-1:] == b"\0"  # no text runs over the end
-    for offset in header[7:9]:
-        text_at(pool, offset)
-    steps = []
-    for number in range(host + child):
-        op, flags, label, fd, fd2, a, b, c, s1, s2, s3, length, ret, unused = STEP.unpack_from(
-            data, HEADER_SIZE + STEP_SIZE * number
-        )
-        assert unused == 0
-        assert s2 + length < len(pool)
-        assert -1 <= ret < lib.PYC_PASSED
-        steps.append(
-            Step(
-                op,
-                flags,
-                text_at(pool, label).decode(errors="surrogateescape"),
-                fd,
-                fd2,
-                a,
-                b,
-                c,
-                text_at(pool, s1),
-                pool[s2 : s2 + length],
-                text_at(pool, s3),
-                ret,
-                s2,
-                s3,
-            )
-        )
-    return Read(steps[:host], steps[host:], early, pool, header)
 
 
 def test_sizes_are_those_of_the_core() -> None:

@@ -28,7 +28,7 @@ html_title = f"pycontainer {release}"
 nitpicky = True
 nitpick_ignore_regex = [
     # The documentation of Python is on another site, and building ours must not need the network.
-    ("py:.*", r"(collections\.abc|datetime|os|pathlib|types|typing)\..*|Path"),
+    ("py:.*", r"(collections\.abc|datetime|os|pathlib|types|typing)\..*|Path|datetime"),
     # Named in passing; not part of the public interface.
     ("py:.*", r"pycontainer\.(host|distribution\..*)"),
 ]

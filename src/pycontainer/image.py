@@ -18,8 +18,8 @@ from pycontainer.oci.image import MAX_CONFIG, parse_config
 from pycontainer.records import Record
 
 if TYPE_CHECKING:
-    import datetime as dt
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
 
     from pycontainer.store import ImageRow, Store
 
@@ -54,7 +54,7 @@ class Image(Record):
     architecture: str
     os: str
     variant: str
-    created: dt.datetime | None
+    created: datetime | None
     size: int
     layers: tuple[str, ...]
     mounts: tuple[Mount, ...] = ()

@@ -29,7 +29,7 @@ __all__ = [
 Size: TypeAlias = int | str
 
 _UNITS = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[bkmgtp]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"(?P<number>\d{1,19}(?:\.\d{1,19})?)\s*(?P<unit>[bkmgtp]?)(?:i?b)?", re.IGNORECASE)
 
 
 def parse_size(value: Size) -> int:
@@ -49,7 +49,9 @@ def parse_size(value: Size) -> int:
         if match is None:
             msg = f"not a size: {value!r}; write bytes or a number with k, m, g or t, as in '256M'"
             raise ValueError(msg)
-        return int(float(match["number"]) * 1024 ** _UNITS[match["unit"].lower()])
+        factor: int = 1024 ** _UNITS[match["unit"].lower()]
+        whole, _, fraction = match["number"].partition(".")
+        return int(whole) * factor + (int(fraction) * factor // 10 ** len(fraction) if fraction else 0)
     if isinstance(value, bool) or not isinstance(value, int):
         msg = f"a size is an int or a str, not {type(value).__name__}"
         raise TypeError(msg)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pycontainer import Engine, InvalidSpec, Result, StartError, Unsupported
+from pycontainer import Engine, InvalidSpec, Result, Unsupported
 from tests.peers.podman import Podman
 
 Document = dict[str, Any]
@@ -314,9 +314,6 @@ def test_a_document_of_podman_privileges(stocked: Engine, made_by_podman: Path) 
     assert int(found["CapEff"], 16) & 1 << 12  # NET_ADMIN was added
 
 
-@pytest.mark.xfail(
-    raises=StartError, strict=False, reason="tmpcopyup goes to the file system, which knows no such word"
-)
 def test_tmpcopyup_is_done_or_refused_by_name(stocked: Engine, made_by_podman: Path) -> None:
     """A word of config.md, "Linux mount options", that podman writes for every --tmpfs."""
     mount = {"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "tmpcopyup"]}

@@ -115,7 +115,6 @@ def test_shares_that_people_know(shares: int, weight: int) -> None:
     assert v2(oci.Resources(cpu=oci.Cpu(shares=shares))) == [("cpu", "cpu.weight", str(weight))]
 
 
-@pytest.mark.xfail(strict=False, reason="the kernel takes 1 to 10000 for cpu.weight; version 1 clamps, so should this")
 @pytest.mark.parametrize(("shares", "weight"), [(1, 1), (300_000, 10000)])
 def test_shares_outside_the_range_are_clamped_as_version_1_does(shares: int, weight: int) -> None:
     assert v2(oci.Resources(cpu=oci.Cpu(shares=shares))) == [("cpu", "cpu.weight", str(weight))]
@@ -242,19 +241,16 @@ ZEROS = [
 ]
 
 
-@pytest.mark.xfail(strict=False, reason="zeros are written, which the kernel refuses or takes for the smallest limit")
 @pytest.mark.parametrize("resources", ZEROS)
 def test_zero_is_not_said_as_with_runc(resources: oci.Resources) -> None:
     assert v1(resources) == v2(resources) == []
 
 
-@pytest.mark.xfail(strict=False, reason="0 is written, with which nothing can start")
 def test_zero_processes_are_no_limit_as_the_class_says() -> None:
     resources = oci.Resources(pids=oci.Pids(limit=0))
     assert {value for _, _, value in (*v1(resources), *v2(resources))} <= {"max"}
 
 
-@pytest.mark.xfail(strict=False, reason="the leaf's weight of one device is passed over, and None is written")
 def test_a_device_with_a_leafs_weight_alone_is_refused() -> None:
     device = BlockIoWeight(major=8, minor=0, leaf_weight=10)
     for writes in (v1, v2):

@@ -14,7 +14,7 @@ from pycontainer.runtime import devices
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pycontainer.oci.runtime import Resources
+    from pycontainer.oci.runtime import BlockIo, Resources
 
 __all__ = ["Write", "v1_writes", "v2_writes"]
 
@@ -42,18 +42,18 @@ def v1_writes(resources: Resources) -> Iterator[Write]:
             msg = "linux.resources.memory.kernel was removed from Linux 5.16; leave it out"
             raise Unsupported(msg)
         yield from _given(
-            ("memory", "memory.limit_in_bytes", memory.limit),
-            ("memory", "memory.memsw.limit_in_bytes", memory.swap),
-            ("memory", "memory.soft_limit_in_bytes", memory.reservation),
+            ("memory", "memory.limit_in_bytes", memory.limit or None),
+            ("memory", "memory.memsw.limit_in_bytes", memory.swap or None),
+            ("memory", "memory.soft_limit_in_bytes", memory.reservation or None),
             ("memory", "memory.kmem.tcp.limit_in_bytes", memory.kernel_tcp),
             ("memory", "memory.swappiness", memory.swappiness),
             ("memory", "memory.oom_control", 1 if memory.disable_oom_killer else None),
         )
     if cpu is not None:
         yield from _given(
-            ("cpu", "cpu.shares", cpu.shares),
-            ("cpu", "cpu.cfs_period_us", cpu.period),
-            ("cpu", "cpu.cfs_quota_us", cpu.quota),
+            ("cpu", "cpu.shares", cpu.shares or None),
+            ("cpu", "cpu.cfs_period_us", cpu.period or None),
+            ("cpu", "cpu.cfs_quota_us", cpu.quota or None),
             ("cpu", "cpu.cfs_burst_us", cpu.burst),
             ("cpu", "cpu.rt_period_us", cpu.realtime_period),
             ("cpu", "cpu.rt_runtime_us", cpu.realtime_runtime),
@@ -62,7 +62,7 @@ def v1_writes(resources: Resources) -> Iterator[Write]:
             ("cpuset", "cpuset.mems", cpu.mems or None),
         )
     if pids is not None and pids.limit is not None:
-        yield "pids", "pids.max", "max" if pids.limit < 0 else str(pids.limit)
+        yield "pids", "pids.max", "max" if pids.limit <= 0 else str(pids.limit)
     yield from _v1_block_io(resources)
     for limit in resources.hugepage_limits:
         yield "hugetlb", f"hugetlb.{limit.page_size}.limit_in_bytes", str(limit.limit)
@@ -76,18 +76,23 @@ def v1_writes(resources: Resources) -> Iterator[Write]:
         yield "devices", file, text
 
 
+def _has_leaf_weight(io: BlockIo) -> bool:
+    return bool(io.leaf_weight) or any(device.leaf_weight for device in io.weight_device)
+
+
 def _v1_block_io(resources: Resources) -> Iterator[Write]:
     io = resources.block_io
     if io is None:
         return
-    if io.leaf_weight is not None:
+    if _has_leaf_weight(io):
         msg = "linux.resources.blockIO.leafWeight was removed from Linux 5.0; leave it out"
         raise Unsupported(msg)
     bfq = any(Path(path).exists() for path in ("/sys/fs/cgroup/blkio/blkio.bfq.weight", "/sys/module/bfq"))
     weight = "blkio.bfq.weight" if bfq else "blkio.weight"
-    yield from _given(("blkio", weight, io.weight))
+    yield from _given(("blkio", weight, io.weight or None))
     for device in io.weight_device:
-        yield "blkio", f"{weight}_device", f"{device.major}:{device.minor} {device.weight}"
+        if device.weight:
+            yield "blkio", f"{weight}_device", f"{device.major}:{device.minor} {device.weight}"
     for file, throttles in (
         ("blkio.throttle.read_bps_device", io.throttle_read_bps_device),
         ("blkio.throttle.write_bps_device", io.throttle_write_bps_device),
@@ -109,7 +114,7 @@ def _rdma(resources: Resources) -> Iterator[Write]:
 
 
 def _unlimited(value: int | None) -> str | None:
-    if value is None:
+    if not value:  # 0 is "not set" to the runtimes in use
         return None
     return "max" if value < 0 else str(value)
 
@@ -117,7 +122,7 @@ def _unlimited(value: int | None) -> str | None:
 def _v2_swap(resources: Resources) -> str | None:
     """Of v2, swap is counted alone; the spec and docker count memory and swap together."""
     memory = resources.memory
-    if memory is None or memory.swap is None:
+    if memory is None or not memory.swap:
         return None
     if memory.swap < 0:
         return "max"
@@ -137,7 +142,7 @@ def v2_writes(resources: Resources) -> Iterator[Write]:
     yield from _v2_cpu(resources)
     pids = resources.pids
     if pids is not None and pids.limit is not None:
-        yield "pids", "pids.max", "max" if pids.limit < 0 else str(pids.limit)
+        yield "pids", "pids.max", "max" if pids.limit <= 0 else str(pids.limit)
     yield from _v2_block_io(resources)
     for limit in resources.hugepage_limits:
         yield "hugetlb", f"hugetlb.{limit.page_size}.max", str(limit.limit)
@@ -176,10 +181,10 @@ def _v2_cpu(resources: Resources) -> Iterator[Write]:
     if cpu.realtime_period is not None or cpu.realtime_runtime is not None:
         msg = "linux.resources.cpu.realtimePeriod and realtimeRuntime do not exist in cgroup v2; leave them out"
         raise Unsupported(msg)
-    if cpu.quota is not None or cpu.period is not None:
-        quota = "max" if cpu.quota is None or cpu.quota < 0 else str(cpu.quota)
+    if cpu.quota or cpu.period:
+        quota = "max" if not cpu.quota or cpu.quota < 0 else str(cpu.quota)
         yield "cpu", "cpu.max", f"{quota} {cpu.period or 100000}"
-    weight = None if not cpu.shares else 1 + (cpu.shares - 2) * 9999 // 262142
+    weight = None if not cpu.shares else min(10000, max(1, 1 + (cpu.shares - 2) * 9999 // 262142))
     yield from _given(
         ("cpu", "cpu.weight", weight),
         ("cpu", "cpu.max.burst", cpu.burst),
@@ -193,13 +198,13 @@ def _v2_block_io(resources: Resources) -> Iterator[Write]:
     io = resources.block_io
     if io is None:
         return
-    if io.leaf_weight is not None:
+    if _has_leaf_weight(io):
         msg = "linux.resources.blockIO.leafWeight does not exist in cgroup v2; leave it out"
         raise Unsupported(msg)
     # 10..1000 of v1 becomes 1..10000 of v2, as runc does.
     yield from _given(("io", "io.weight", None if not io.weight else f"default {1 + (io.weight - 10) * 9999 // 990}"))
     for device in io.weight_device:
-        if device.weight is not None:
+        if device.weight:
             yield "io", "io.weight", f"{device.major}:{device.minor} {1 + (device.weight - 10) * 9999 // 990}"
     for key, throttles in (
         ("rbps", io.throttle_read_bps_device),

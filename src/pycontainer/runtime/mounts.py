@@ -117,6 +117,9 @@ def parse_options(words: tuple[str, ...]) -> Options:
         elif word == "remount":
             msg = "mount option 'remount' changes a mount that is there already; give it its final options"
             raise Unsupported(msg)
+        elif word in ("tmpcopyup", "rtmpcopyup"):
+            msg = "mount option 'tmpcopyup' (a tmpfs filled with what it covers) is not supported; leave it out"
+            raise Unsupported(msg)
         elif word not in _IGNORED:
             options.data = (*options.data, word)
     return options

@@ -22,6 +22,7 @@ __all__ = ["Accounts", "Identity", "read_accounts"]
 
 _LIMIT = 16 << 20
 _MAX_ID = (1 << 32) - 2
+_DIGITS = 10  # as many as the largest id has
 
 
 class _User(NamedTuple):
@@ -89,7 +90,9 @@ class Accounts(Record):
 
     def _find_user(self, name: str) -> _User | None:
         for user in self.users:
-            if user.name == name or (name.isdecimal() and user.uid == int(name)):
+            if user.name == name or (
+                name.isascii() and name.isdecimal() and len(name) <= _DIGITS and user.uid == int(name)
+            ):
                 return user
         return None
 
@@ -106,9 +109,9 @@ def _number(text: str, kind: str, file: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         msg = f"no such {kind} {text!r} in the image's {file}; give a number, or a name that is there"
         raise NotFound(msg)
-    number = int(text)
+    number = int(text) if len(text) <= _DIGITS else _MAX_ID + 1
     if number > _MAX_ID:
-        msg = f"{kind} id out of range: {number}"
+        msg = f"{kind} id out of range: {text[:20]}"
         raise ValueError(msg)
     return number
 
@@ -134,7 +137,9 @@ def _lines(root_fd: int, path: str) -> Iterable[list[str]]:
 
 
 def _id(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdecimal() and int(text) <= _MAX_ID else None
+    if not (text.isascii() and text.isdecimal() and len(text) <= _DIGITS):
+        return None
+    return int(text) if int(text) <= _MAX_ID else None
 
 
 def read_accounts(root_fd: int) -> Accounts:

@@ -46,7 +46,6 @@ class Snapshot:
         Args:
             base: the directory of all tests' directories; engine roots are at most two levels below it.
         """
-        gc.collect()
         cgroups = _cgroup_directories()
         return cls(
             processes=_processes(cgroups),
@@ -76,6 +75,8 @@ def lasting(before: Snapshot, base: Path, *, patience: float = 10.0) -> dict[str
         patience: seconds until what is still there counts as left behind.
     """
     suspects = Snapshot.take(base).since(before)
+    if suspects:
+        gc.collect()  # what is only waiting to be collected is no leak; asking each time would cost more than the test
     deadline = time.monotonic() + patience
     while suspects and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -89,6 +89,10 @@ class Options(Record):
             if getattr(self, name) not in ("private", "host"):
                 msg = f"{name} must be 'private' or 'host', got {getattr(self, name)!r}"
                 raise ValueError(msg)
+        for name in self.extra_hosts:
+            if not name or any(c.isspace() or c == "#" for c in name):
+                msg = f"not a host name: {name!r}"
+                raise ValueError(msg)
         if self.hostname is not None and not _HOSTNAME.fullmatch(self.hostname):
             msg = f"not a host name: {self.hostname!r}"
             raise ValueError(msg)

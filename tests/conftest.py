@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 # mount(8) since util-linux 2.39 hands each option to fsconfig(2), which takes 256 bytes: too short for lowerdir=.
 os.environ["LIBMOUNT_FORCE_MOUNT2"] = "always"
+
+# A shell without job control starts what goes to the background with these ignored, and so would be what tests start.
+for _signal, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    if signal.getsignal(_signal) == signal.SIG_IGN:
+        signal.signal(_signal, _handler)
 
 NEEDS_ROOT = ("kernel", "peers")
 CHECKED_FOR_LEAKS = ("kernel", "peers")

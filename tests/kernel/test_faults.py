@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -298,10 +300,14 @@ def test_group_removed_meanwhile(stocked: Engine) -> None:
     def started(running: object) -> None:
         container = running.container_id  # type: ignore[attr-defined]
         for group in Path("/sys/fs/cgroup").glob(f"*/pycontainer/{container}"):
-            tasks = group.parent.parent / "cgroup.procs"
-            for pid in (group / "cgroup.procs").read_text().split():
-                tasks.write_text(pid)
-            group.rmdir()
+            for _ in range(100):  # it may fork while we look
+                for pid in (group / "cgroup.procs").read_text().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        (group.parent.parent / "cgroup.procs").write_text(pid)
+                with contextlib.suppress(OSError):
+                    group.rmdir()
+                    break
+                time.sleep(0.01)
 
     result = stocked.run("busybox:test", ["sh", "-c", "sleep 0.1; echo on"], on_start=started, timeout=20)
     assert (result.exit_code, result.stdout) == (0, b"on\n")

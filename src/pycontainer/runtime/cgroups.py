@@ -8,6 +8,7 @@ the kernel, over 10 ms when starts are rare. See cgroups(7) and the kernel's adm
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -296,6 +297,10 @@ class Cgroups:
             return None
         try:
             return os.read(fd, 65536).decode()
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # the group was removed after we opened its file
+                raise
+            return None
         finally:
             os.close(fd)
 

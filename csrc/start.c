@@ -258,11 +258,11 @@ static int64_t now_ms(void) {
 
 enum { SLICE_MS = 100 };
 
-int pyc_collect(int exit_fd, int32_t fds[2], PycOutput outputs[2], int timeout_ms, int32_t *ret_ended, PycError *err) {
+int pyc_collect(int pidfd, int32_t fds[2], PycOutput outputs[2], int timeout_ms, int32_t *ret_ended, PycError *err) {
     int64_t began = now_ms();
     for (;;) {
         struct pollfd watched[3] = {
-            {.fd = *ret_ended ? -1 : exit_fd, .events = POLLIN},
+            {.fd = *ret_ended ? -1 : pidfd, .events = POLLIN},
             {.fd = fds[0], .events = POLLIN},
             {.fd = fds[1], .events = POLLIN},
         };

@@ -90,9 +90,9 @@ PYC_API int pyc_resume(PycChild *child, PycError *err);
 PYC_API int pyc_prepare(const uint8_t *program, uint64_t size, int32_t *ret_fds, uint32_t count, PycError *err);
 /* Run a program of child steps alone in a process of its own that is nobody's child for long, as the keeper is. */
 PYC_API int pyc_launch(const uint8_t *program, uint64_t size, PycError *err);
-/* Read two streams to their end (closing them) and wait for the exit pipe to become readable. Returns 0,
+/* Read two streams to their end (closing them) and wait until the process has ended. Returns 0,
  * -ETIME at the timeout, -EINTR when a signal came in or output does not pause: call again to go on. */
-PYC_API int pyc_collect(int exit_fd, int32_t fds[2], PycOutput outputs[2], int timeout_ms, int32_t *ret_ended,
+PYC_API int pyc_collect(int pidfd, int32_t fds[2], PycOutput outputs[2], int timeout_ms, int32_t *ret_ended,
                         PycError *err);
 PYC_API void pyc_free_output(PycOutput *output);
 /* Signal a process by pidfd; returns 0 or -errno. */

@@ -15,6 +15,7 @@ from pycontainer.runtime.process import Process
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pycontainer.runtime.cgroups import Counters
     from pycontainer.runtime.process import Exit
     from pycontainer.streams import Attachment
 
@@ -66,10 +67,11 @@ def run_attached(
             on_start(Running(start.container_id, process))
         deadline = None if timeout is None else began + timeout
         in_time = attachment.exchange(process, deadline)
-        ended = process.wait()
         if all(namespace.type != "pid" for namespace in start.spec.linux.namespaces):
+            process.wait()
             start.cgroups.kill(start.cgroup)  # what it left running in the host's pid namespace
-        result = _result(start, attachment, ended, time.monotonic() - began)
+        counters = start.cgroups.read(start.cgroup)  # while the keeper reaps it
+        result = _result(start, attachment, process.wait(), counters, time.monotonic() - began)
     finally:
         if process is not None:
             process.close()
@@ -85,8 +87,7 @@ def run_attached(
     return result
 
 
-def _result(start: plan.Start, attachment: Attachment, ended: Exit, wall: float) -> Result:
-    counters = start.cgroups.read(start.cgroup)
+def _result(start: plan.Start, attachment: Attachment, ended: Exit, counters: Counters, wall: float) -> Result:
     process = start.spec.process
     user, system = counters.cpu_user_us, counters.cpu_system_us
     return Result(

@@ -152,8 +152,12 @@ class _Builder:
             flags=lib.PYC_EXISTS_OK,  # where its volumes lie already
             host=True,
         )
+        born_in_group = self.start.cgroups.version == "v2"  # else it joins by itself, and may be born meanwhile
+        if not born_in_group:
+            self.program.mark_early()
         self.start.cgroups.add_steps(self.program, self.start.cgroup, resources)
-        self.program.mark_early()
+        if born_in_group:
+            self.program.mark_early()
         root = self._root()
         binds = self._binds()
         self._enter_namespaces()
@@ -272,7 +276,7 @@ class _Builder:
             return fd
         name, keeper = self.start.container_id, self.start.keeper
         for path in (f"{name}/upper", f"{name}/work"):
-            program.mkdir("make the container's directory", path, fd=keeper.instance_fd, host=True)
+            program.mkdir("make the container's directory", path, fd=keeper.instance_fd, exact=True, host=True)
         if root.owner != (0, 0):
             program.step(
                 lib.PYC_OP_CHOWN,

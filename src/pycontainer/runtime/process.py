@@ -227,7 +227,7 @@ class Process:
         try:
             while True:
                 left = -1 if deadline is None else min(_LONGEST, max(0, int((deadline - time.monotonic()) * 1000) + 1))
-                code = lib.pyc_collect(self.exit_fd, fds, kept, left, ended, err)
+                code = lib.pyc_collect(self.pidfd, fds, kept, left, ended, err)
                 if code not in (0, -errno.EINTR, -errno.ETIME):
                     step, _, number = read_error(err)
                     raise OSError(number or -code, step or "wait for the process")
@@ -252,7 +252,7 @@ class Process:
         Returns:
             Whether it ended; False at the deadline. An exception, such as KeyboardInterrupt, leaves it running.
         """
-        exchange = _Exchange(self.exit_fd, streams)
+        exchange = _Exchange(self.pidfd, streams)
         while not exchange.done:
             # Once it has ended nobody writes any more, unless a stranger holds the pipe: take what is there.
             left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
@@ -264,12 +264,12 @@ class Process:
 class _Exchange:
     """The conversation with one process: which descriptors are watched, what is still to be written."""
 
-    def __init__(self, exit_fd: int, streams: Streams) -> None:
+    def __init__(self, pidfd: int, streams: Streams) -> None:
         self.ended = False
-        self._exit_fd = exit_fd
+        self._pidfd = pidfd
         self._streams = streams
         self._poller = select.poll()
-        self._poller.register(exit_fd, select.POLLIN)
+        self._poller.register(pidfd, select.POLLIN)
         self._sinks: dict[int, Sink] = dict(streams.outputs)
         for fd in self._sinks:
             os.set_blocking(fd, False)
@@ -293,7 +293,7 @@ class _Exchange:
         """Wait up to ``timeout`` milliseconds and do what can be done; return whether there was anything."""
         events = self._poller.poll(timeout)
         for fd, _ in events:
-            if fd == self._exit_fd:
+            if fd == self._pidfd:
                 self.ended = True
                 self._poller.unregister(fd)
             elif fd in self._sinks:

@@ -232,10 +232,18 @@ class Program:
         return int(lib.PYC_SLOT_BASE) - slot
 
     def mkdir(
-        self, label: str, path: Text, *, fd: int = CWD, mode: int = 0o755, flags: int = 0, host: bool = False
+        self,
+        label: str,
+        path: Text,
+        *,
+        fd: int = CWD,
+        mode: int = 0o755,
+        exact: bool = False,
+        flags: int = 0,
+        host: bool = False,
     ) -> None:
-        """Make a directory; in the caller, whose umask may be anything, with just this mode."""
-        self.step(lib.PYC_OP_MKDIR, label, path, fd=fd, a=mode, c=int(host), flags=flags, host=host)
+        """Make a directory; with ``exact`` its mode is this one whatever the caller's umask."""
+        self.step(lib.PYC_OP_MKDIR, label, path, fd=fd, a=mode, c=int(exact), flags=flags, host=host)
 
     def write(
         self,

@@ -133,6 +133,7 @@ static int await_status(int control) {
 static _Noreturn void be_born(const Keeper *k, int status, int go, int control) {
     PycError err = {0};
     Machine m;
+    (void)sys(SYS_close_range, KEEP_REQUESTS, FIRST_FREE - 1, 0); /* they tell others that the keeper is alive */
     default_signals();
     (void)sys(SYS_prlimit64, 0, RLIMIT_NOFILE, &k->files, 0);
     (void)sys(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);

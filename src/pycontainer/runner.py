@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pycontainer.attached import run_attached
+from pycontainer.errors import StartError
 from pycontainer.launch import Options, document, etc_files
 from pycontainer.model import Mount
 from pycontainer.oci import runtime as oci
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from pycontainer.store import Store
 
 __all__ = ["Runner"]
+
+# What a start fails with when its keeper is gone.
+_LOST = (errno.ECHILD, errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED)
 
 
 class Runner:
@@ -124,20 +129,42 @@ class Runner:
             on_start: as for the engine.
         """
         attachment = Attachment(**streams, tty=wishes["tty"])
-        keeper = self._running_keeper()
+        lowers = (*self._store.acquire(image.id), self._skeleton)
+        try:
+            for last in (False, True):
+                keeper = self._running_keeper()
+                start = self._start(image, wishes, lowers, keeper, seccomp, cgroup_parent, init=init)
+                try:
+                    return run_attached(start, attachment, began=began, timeout=timeout, check=check, on_start=on_start)
+                except StartError as error:
+                    # Killed, the keeper takes no request and bears no process any more: nothing has started yet.
+                    if last or error.errno not in _LOST or not keeper.has_ended():
+                        raise
+            raise AssertionError  # the second attempt returned or raised
+        finally:
+            self._store.release(image.id)
+
+    def _start(
+        self,
+        image: Image,
+        wishes: Mapping[str, Any],
+        lowers: tuple[str, ...],
+        keeper: Keeper,
+        seccomp: str,
+        cgroup_parent: str | None,
+        *,
+        init: bool,
+    ) -> plan.Start:
+        """Return the start for a caller's wishes: a remembered one with new ids, or one compiled now."""
         key = None
         if cgroup_parent is None and seccomp in ("default", "unconfined") and not image.config.volumes:
             key = recipe_key(wishes, image.id, seccomp, init, keeper.instance)
-        lowers = (*self._store.acquire(image.id), self._skeleton)
-        try:
-            start = self._recipes.get(key) if key is not None else None
-            if start is None:
-                start = self._plan(image, wishes, lowers, keeper, seccomp, cgroup_parent, init=init)
-                if key is not None:
-                    self._recipes.put(key, start)
-            return run_attached(start, attachment, began=began, timeout=timeout, check=check, on_start=on_start)
-        finally:
-            self._store.release(image.id)
+        start = self._recipes.get(key) if key is not None else None
+        if start is None:
+            start = self._plan(image, wishes, lowers, keeper, seccomp, cgroup_parent, init=init)
+            if key is not None:
+                self._recipes.put(key, start)
+        return start
 
     def _plan(
         self,

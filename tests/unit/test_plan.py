@@ -303,9 +303,11 @@ def test_a_time_namespace() -> None:
 # ── control groups ──
 
 
-def test_limits_are_set_before_the_process_is_born() -> None:
+def test_limits_are_set_before_the_process_joins() -> None:
+    """The caller sets them while the process is being born, which then joins the groups by itself."""
     program = built(limits=Limits(memory="64M", pids=10))
-    early = program.host[: program.early]
+    assert [step.s1.decode() for step in program.host[: program.early]] == [ID]
+    early = program.host
     written = {step.s1.decode(): step.data.decode() for step in found(early, "WRITE")}
     assert written[f"{ID}/memory.limit_in_bytes"] == str(64 << 20)
     assert written[f"{ID}/pids.max"] == "10"

@@ -186,7 +186,7 @@ def test_early_steps_are_the_first_of_the_host() -> None:
 
 def test_a_directory_of_the_host_has_its_mode_whatever_the_umask() -> None:
     program = Program()
-    program.mkdir("make", "a", mode=0o700, host=True)
+    program.mkdir("make", "a", mode=0o700, exact=True, host=True)
     program.mkdir("make", "b", mode=0o755)
     found = read(program.pack())
     assert (found.host[0].a, found.host[0].c) == (0o700, 1)

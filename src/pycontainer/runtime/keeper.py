@@ -20,6 +20,7 @@ import os
 import re
 import select
 import socket
+import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,7 @@ _MS_PRIVATE = 1 << 18
 _ID = re.compile(r"[0-9a-f]{64}")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MOUNT_ATTR_RDONLY = 1
+_DYING = 0.1  # seconds
 
 _helper: int | None = None
 
@@ -145,6 +147,13 @@ class Keeper:
         poller = select.poll()
         poller.register(self._requests, 0)
         return not poller.poll(0)
+
+    def has_ended(self) -> bool:
+        """Whether it ends right now or has ended: its socket closes a little after its processes are killed."""
+        deadline = time.monotonic() + _DYING
+        while self.alive and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return not self.alive
 
     @property
     def requests_fd(self) -> int:

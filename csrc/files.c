@@ -90,8 +90,6 @@ long run_file_step(Machine *m, const PycStep *s) {
         return write_file(m, s);
     case PYC_OP_OPEN:
         return sys(SYS_openat, fd, path, s->a | O_CLOEXEC, 0);
-    case PYC_OP_CLOSE:
-        return sys(SYS_close, fd);
     case PYC_OP_SYMLINK:
         return sys(SYS_symlinkat, machine_text(m, s->s2), fd, path);
     case PYC_OP_MKNOD:

@@ -21,7 +21,6 @@ enum PycOp {
     PYC_OP_MKDIR = 1,  /* fd s1 | a mode, c nonzero: whatever the umask */
     PYC_OP_WRITE,      /* fd s1 | s2 data, len | a extra open flags, b file mode, c nonzero: must be on procfs */
     PYC_OP_OPEN,       /* fd s1 | a open flags -> ret */
-    PYC_OP_CLOSE,      /* fd */
     PYC_OP_SYMLINK,    /* fd s1 | s2 target */
     PYC_OP_MKNOD,      /* fd s1 | a mode, b dev, c uid << 32 | gid */
     PYC_OP_CHOWN,      /* fd s1 | a uid, b gid; s1 "" is the descriptor itself */

@@ -24,7 +24,8 @@ from pycontainer.errors import (
     TimeoutExpired,
     Unsupported,
 )
-from pycontainer.image import Image, Images
+from pycontainer.image import Image
+from pycontainer.images import Images
 from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Result, Rlimit, Usage
 from pycontainer.running import Running
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pycontainer.errors import Unsupported
-from pycontainer.image import Image, Images
+from pycontainer.image import Image
+from pycontainer.images import Images
 from pycontainer.model import Device, IdMap, Limits, Mount, Result, Rlimit, Size, parse_size
 from pycontainer.store import Store
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import pycontainer.host
-from pycontainer.image import Image, Images
+from pycontainer.image import Image
+from pycontainer.images import Images
 from pycontainer.store import Store
 
 if TYPE_CHECKING:

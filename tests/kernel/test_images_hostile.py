@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pycontainer.distribution.parents import chain_ids
 from pycontainer.errors import Error, ImageError
-from pycontainer.image import Images
+from pycontainer.images import Images
 from pycontainer.store import Store
 from tests.trees import describe
 

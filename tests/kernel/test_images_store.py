@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pycontainer.errors import Conflict, ImageError, InvalidReference, NotFound, StoreError
-from pycontainer.image import Images
+from pycontainer.images import Images
 from pycontainer.model import ImageConfig
 from pycontainer.store import Store
 from tests.trees import describe
@@ -383,7 +383,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 LOAD = """
 import sys
 from pycontainer.store import Store
-from pycontainer.image import Images
+from pycontainer.images import Images
 print("ready", flush=True)
 with Store.open(sys.argv[1]) as store:
     print(Images(store).load(sys.argv[2]).id)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pycontainer.errors import ImageError
-from pycontainer.image import Image, Images
+from pycontainer.image import Image
+from pycontainer.images import Images
 from pycontainer.store import Store
 from tests.trees import describe, write_sample
 

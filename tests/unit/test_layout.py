@@ -16,7 +16,7 @@ PACKAGE = ROOT / "src/pycontainer"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 650
 PUBLIC = {
-    f"pycontainer.{name}" for name in ("engine", "errors", "image", "model")
+    f"pycontainer.{name}" for name in ("engine", "errors", "image", "images", "model")
 }  # what users import comes from these
 
 # From the bottom up. A module may import from levels below its own and from its own room.

@@ -1,0 +1,332 @@
+"""The collection of all images of a store."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pycontainer.errors import Conflict, Error, ImageError, NotFound, StoreError
+from pycontainer.image import Image
+from pycontainer.model import ImageConfig, Mount
+from pycontainer.names import Reference, is_id_prefix, parse_reference
+from pycontainer.oci.image import MAX_CONFIG, parse_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pycontainer.store import ImageRow, Store
+
+__all__ = ["Images"]
+
+_ID = "sha256:"
+_ID_LENGTH = len(_ID) + 64
+
+
+class Images:
+    """The images of a store.
+
+    Wherever a name is taken, a reference (``"debian"``, ``"registry.example/app:1"``), an id with or without
+    ``sha256:``, the unique beginning of an id, and ``name@sha256:…`` of a manifest work.
+
+    Args:
+        store: where they are.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._cache: dict[str, tuple[ImageRow, Image]] = {}
+
+    # ── look up ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def get(self, name: str | Image) -> Image:
+        """Return an image.
+
+        Args:
+            name: what it is called.
+
+        Raises:
+            NotFound: there is none; the message lists names that are alike.
+            Conflict: several ids start like this.
+            InvalidReference: the text cannot be the name of an image.
+        """
+        return self._image(self._find(name))
+
+    def list(self) -> list[Image]:
+        """Return all images, the newest first."""
+        return [self._image(row) for row in self._store.db.images()]
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is such an image."""
+        try:
+            self._find(name)
+        except NotFound:
+            return False
+        return True
+
+    def __iter__(self) -> Iterator[Image]:
+        return iter(self.list())
+
+    def _find(self, name: str | Image) -> ImageRow:
+        db = self._store.db
+        if isinstance(name, Image):
+            row = db.by_id(name.id)
+        elif name.startswith(_ID):
+            row = self._by_prefix(name) if len(name) <= _ID_LENGTH else None
+        else:
+            row = self._by_reference(name)
+        if row is None:
+            raise NotFound(self._not_found(str(name)))
+        return row
+
+    def _by_reference(self, name: str) -> ImageRow | None:
+        if is_id_prefix(name) and len(name) == _ID_LENGTH - len(_ID):
+            return self._store.db.by_id(_ID + name)
+        reference = parse_reference(name)
+        if reference.digest is not None:
+            return self._by_digest(reference)
+        row = self._store.db.by_name(str(reference))
+        if row is None and is_id_prefix(name):
+            row = self._by_prefix(_ID + name)
+        return row
+
+    def _by_digest(self, reference: Reference) -> ImageRow | None:
+        for row in self._store.db.by_digest(reference.digest or ""):
+            names = [parse_reference(text) for text in row.references]
+            if any(known.name == reference.name and reference.tag in (None, known.tag) for known in names):
+                return row
+        return None
+
+    def _by_prefix(self, prefix: str) -> ImageRow | None:
+        if len(prefix) == _ID_LENGTH:
+            row = self._store.db.by_id(prefix)
+            return row or next(iter(self._store.db.by_digest(prefix)), None)
+        if prefix == _ID or not is_id_prefix(prefix.removeprefix(_ID)):
+            return None
+        rows = self._store.db.by_prefix(prefix)
+        if len(rows) > 1:
+            msg = f"the ids of several images start with {prefix.removeprefix(_ID)!r}; give more digits"
+            raise Conflict(msg)
+        return rows[0] if rows else None
+
+    def _not_found(self, name: str) -> str:
+        import difflib  # slow to import, and only errors need it
+
+        known = [parse_reference(text).familiar for text in self._store.db.names()]
+        bases = {text.rpartition("/")[2]: text for text in known} | {text.rpartition(":")[0]: text for text in known}
+        close = [bases.get(text, text) for text in difflib.get_close_matches(name, [*known, *bases], 5, 0.6)]
+        msg = f"no image {name!r} in {self._store.root}"
+        if close:
+            return msg + f"; there is {', '.join(dict.fromkeys(close))}"
+        return msg + ("; load, import or pull it" if known else "; the store holds no named image yet")
+
+    def _image(self, row: ImageRow) -> Image:
+        known = self._cache.get(row.id)
+        if known is not None and known[0] == row:
+            return known[1]
+        document = parse_config(self._store.blobs.read(row.id, limit=MAX_CONFIG), f"the config of {row.id}")
+        image = Image(
+            id=row.id,
+            references=tuple(parse_reference(text).familiar for text in row.references),
+            digest=row.digest,
+            config=document.config,
+            architecture=document.platform.architecture,
+            os=document.platform.os,
+            variant=document.platform.variant,
+            created=document.created,
+            size=sum({layer.diff_id: layer.size for layer in self._store.db.layers(row.id)}.values()),
+            layers=document.diff_ids,
+            mounts=tuple(_mount(item) for item in json.loads(row.mounts)),
+        )
+        self._cache[row.id] = (row, image)
+        return image
+
+    # ── names ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def tag(self, name: str | Image, reference: str) -> Image:
+        """Give an image one more name; the image that had the name loses it.
+
+        Args:
+            name: the image.
+            reference: the new name.
+
+        Returns:
+            The image with all its names.
+        """
+        whole = _new_reference(reference)
+        row = self._find(name)
+        self._store.put_reference(whole, row.id)
+        return self.get(row.id)
+
+    def remove(self, name: str | Image, *, force: bool = False) -> None:
+        """Take a name from an image, or delete it: as ``docker rmi`` does.
+
+        By a reference, one of several names goes; with the last name goes the image. By id, the image goes.
+
+        Args:
+            name: the image.
+            force: by id, also when it has several names. Never one that is in use.
+
+        Raises:
+            NotFound: there is no such image.
+            Conflict: a container uses it, or, by id, it has several names.
+        """
+        row = self._find(name)
+        reference = None if isinstance(name, Image) else self._named(name, row)
+        if reference is not None and self._store.remove_reference(reference, row.id, keep_last=True):
+            return
+        if reference is None and len(row.references) > 1 and not force:
+            names = ", ".join(parse_reference(text).familiar for text in row.references)
+            msg = f"the image {row.id} has several names: {names}; remove them one by one, or use force=True"
+            raise Conflict(msg)
+        self._store.remove_image(row.id)
+        self._cache.pop(row.id, None)
+
+    def _named(self, name: str, row: ImageRow) -> str | None:
+        """Return the reference of an image that a name means, ``None`` when it was given by id."""
+        if name.startswith(_ID):
+            return None
+        reference = str(parse_reference(name)) if not is_id_prefix(name) or len(name) < _ID_LENGTH - len(_ID) else ""
+        return reference if reference in row.references else None
+
+    # ── bring in ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def import_rootfs(
+        self,
+        source: str | Path,
+        *,
+        reference: str | None = None,
+        config: ImageConfig | None = None,
+        progress: Callable[[Any], object] | None = None,
+    ) -> Image:
+        """Make an image of one layer from a root file system.
+
+        The same tree and config give the same image. Sockets and what other file systems show in the tree are left out.
+
+        Args:
+            source: a directory, or a tar file, plain or compressed.
+            reference: the name it gets.
+            config: how containers of it run.
+            progress: is called with a :class:`pycontainer.distribution.transfer.Progress` at each step.
+
+        Raises:
+            ImageError: the tree or the file cannot be made a layer; nothing of it is left.
+        """
+        from pycontainer.distribution.transfer import add_rootfs
+
+        names = () if reference is None else (_new_reference(reference),)
+        path = _source(source)
+        with _disk_errors(path):
+            identity = add_rootfs(self._store, path, config or ImageConfig(), references=names, progress=progress)
+        return self.get(identity)
+
+    def load(
+        self, path: str | Path, *, reference: str | None = None, progress: Callable[[Any], object] | None = None
+    ) -> Image:
+        """Load the image of an archive: ``docker save``, ``podman save``, or an OCI layout as tar file or directory.
+
+        Args:
+            path: the archive; tar files may be compressed.
+            reference: which image, when the archive has several; else the name that it gets.
+            progress: is called with a :class:`pycontainer.distribution.transfer.Progress` at each step.
+
+        Raises:
+            ImageError: the archive is damaged or hostile, or has several images and ``reference`` names none of them.
+                Nothing of it is left.
+        """
+        return self._load(path, reference, progress, several=False)[0]
+
+    def load_all(self, path: str | Path, *, progress: Callable[[Any], object] | None = None) -> Sequence[Image]:
+        """Load all images of an archive; see :meth:`load`."""
+        return self._load(path, None, progress, several=True)
+
+    def _load(
+        self, path: str | Path, reference: str | None, progress: Callable[[Any], object] | None, *, several: bool
+    ) -> Sequence[Image]:
+        from pycontainer.distribution import layout, transfer
+
+        source_path = _source(path)
+        with self._store.workspace() as workspace, _disk_errors(source_path):
+            archive = layout.open_archive(source_path, workspace)
+            try:
+                sources = layout.read_sources(archive, str(path))
+                chosen = [(item, item.references) for item in sources]
+                if not several:
+                    chosen = [_choose(sources, reference, str(path))]
+                loaded = [
+                    transfer.add_image(self._store, archive, item, references=names, progress=progress)
+                    for item, names in chosen
+                ]
+            finally:
+                archive.close()
+        return [self.get(identity) for identity in loaded]
+
+    def host(self) -> Image:
+        """Return an image of the host's own programs, made without copying them: see :mod:`pycontainer.host`."""
+        from pycontainer.host import host_image
+
+        return self.get(host_image(self._store))
+
+
+def _mount(item: dict[str, Any]) -> Mount:
+    return Mount.bind(item["source"], item["target"], read_only=True, options=item.get("options", ()))
+
+
+def _new_reference(text: str) -> str:
+    reference = parse_reference(text)
+    if reference.digest is not None:
+        msg = f"a name given to an image has a tag, not a digest: {text!r}"
+        raise ValueError(msg)
+    return str(reference)
+
+
+def _choose(sources: list[Any], reference: str | None, path: str) -> tuple[Any, tuple[str, ...]]:
+    """Return the one image that is meant, and the names it gets."""
+    if reference is not None:
+        whole = _new_reference(reference)
+        for item in sources:
+            if whole in item.references:
+                return item, (whole,)
+        for item in sources:
+            if reference in item.labels:
+                return item, item.references or (whole,)
+        if len(sources) == 1:
+            return sources[0], (whole,)
+    elif len(sources) == 1:
+        return sources[0], sources[0].references
+    names = ", ".join(label for item in sources for label in item.labels) or "none has a name"
+    msg = (
+        f"{path} holds {len(sources)} images ({names}); "
+        + ("none of them is " + repr(reference) + "; " if reference else "")
+        + "choose one with reference=…, or use load_all"
+    )
+    raise ImageError(msg)
+
+
+def _source(path: str | Path) -> Path:
+    """Check that a path can be read more than once."""
+    source = Path(path)
+    try:
+        mode = source.stat().st_mode
+    except OSError as error:
+        msg = f"cannot read {source}: {error.strerror}"
+        raise NotFound(msg) if isinstance(error, FileNotFoundError) else ImageError(msg) from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "neither a file nor a directory"
+        msg = f"{source} is {kind}: archives are read in several passes; write it to a file first"
+        raise ImageError(msg)
+    return source
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Error:
+        raise
+    except OSError as error:
+        msg = f"cannot bring in {path}: {error.filename or 'write to the store'}: {os.strerror(error.errno or 0)}"
+        raise StoreError(msg) from error

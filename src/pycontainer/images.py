@@ -95,6 +95,8 @@ class Images:
 
     def _by_digest(self, reference: Reference) -> ImageRow | None:
         for row in self._store.db.by_digest(reference.digest or ""):
+            if reference.tag is None and f"{reference.name}@{reference.digest}" in row.digests:
+                return row
             names = [parse_reference(text) for text in row.references]
             if any(known.name == reference.name and reference.tag in (None, known.tag) for known in names):
                 return row

@@ -29,14 +29,15 @@ import attrs
 from pycontainer.errors import Conflict, NotFound, StoreError
 from pycontainer.oci.image import REF_NAME, Descriptor, Index
 from pycontainer.store.blobs import Blobs
-from pycontainer.store.db import Database, ImageRow, LayerRow
+from pycontainer.store.db import Database
 from pycontainer.store.locks import CONTENT, INDEX, OPEN, FileLocks, key
+from pycontainer.store.rows import ContainerRow, Content, ImageRow, LayerRow
 from pycontainer.store.snapshots import Snapshots, remove_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Blobs", "ImageRow", "LayerRow", "Snapshots", "Store"]
+__all__ = ["Blobs", "ContainerRow", "Content", "ImageRow", "LayerRow", "Snapshots", "Store"]
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _CONTAINERD_NAME = "io.containerd.image.name"
@@ -202,17 +203,18 @@ class Store:
             if self.db.meta("collect"):
                 self.collect()
 
-    def put_image(self, row: ImageRow, layers: Sequence[LayerRow]) -> None:
+    def put_image(self, row: ImageRow, layers: Sequence[LayerRow], blobs: Iterable[str] = ()) -> None:
         """Make an image visible, everything it needs being there; within :meth:`adding`.
 
         Args:
             row: the image, with the names it gets; a name of another image moves over.
             layers: the lowest first.
+            blobs: digests of further blobs to keep for it.
         """
         known = self.db.by_id(row.id)
         if known is None or known.digest != row.digest:
             self.snapshots.sync()
-        self.db.put_image(row, layers)
+        self.db.put_image(row, layers, blobs)
         self.write_index()
 
     def put_reference(self, name: str, identity: str) -> None:
@@ -226,6 +228,16 @@ class Store:
             raise NotFound(msg)
         self.write_index()
 
+    def put_digests(self, identity: str, digests: Iterable[str], blobs: Iterable[str] = ()) -> None:
+        """Record that an image was pulled or pushed as these; see :meth:`Database.put_digests`.
+
+        Raises:
+            NotFound: the image is gone.
+        """
+        if not self.db.put_digests(identity, digests, blobs):
+            msg = f"no image {identity} in the store {self.root}"
+            raise NotFound(msg)
+
     def remove_reference(self, name: str, identity: str, *, keep_last: bool) -> bool:
         """Take a name from an image; see :meth:`Database.remove_reference`."""
         removed = self.db.remove_reference(name, identity, keep_last=keep_last)
@@ -238,7 +250,7 @@ class Store:
 
         Raises:
             NotFound: there is no such image.
-            Conflict: a container uses it.
+            Conflict: a container runs from it, or is made from it.
         """
         held = self._locks.take_unused(identity)
         if held is None:
@@ -267,11 +279,11 @@ class Store:
                 return False
             try:
                 self.db.put_meta("collect", None)
-                blobs, layers = self.db.content()
-                for digest in self.blobs.list().keys() - blobs:
+                needed = self.db.content()
+                for digest in self.blobs.list().keys() - needed.blobs - needed.tars:
                     self.blobs.remove(digest)
                 # The slow part, deleting trees, comes after the lock, with the workspace.
-                for diff_id in self.snapshots.list() - layers:
+                for diff_id in self.snapshots.list() - needed.snapshots:
                     self.snapshots.withdraw(diff_id, trash)
             finally:
                 self._locks.release(held)

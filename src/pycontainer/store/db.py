@@ -1,285 +1,166 @@
-"""The records of a store: SQLite in WAL mode, two connections, one for reads and one for transactions."""
+"""The records of a store: images with their layers, names and digests, and containers."""
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 
-from pycontainer.errors import StoreError
-from pycontainer.records import Record
+from pycontainer.errors import Conflict, NotFound
+from pycontainer.store.connections import Connections
+from pycontainer.store.rows import ContainerRow, Content, ImageRow, LayerRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
+    import sqlite3
+    from collections.abc import Iterable
 
-__all__ = ["SCHEMA_VERSION", "Database", "ImageRow", "LayerRow"]
-
-SCHEMA_VERSION = 1
-_APPLICATION_ID = 0x50796374  # "Pyct", in the header of the file: see the pragma application_id
-_BUSY_SECONDS = 30.0
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID, STRICT;
-CREATE TABLE images (
-    id TEXT PRIMARY KEY,                -- digest of the config
-    digest TEXT NOT NULL,               -- digest of the manifest
-    media_type TEXT NOT NULL,
-    manifest_size INTEGER NOT NULL,
-    added REAL NOT NULL,                -- seconds since the epoch
-    mounts TEXT NOT NULL                -- JSON: what is bound into every container of it
-) WITHOUT ROWID, STRICT;
-CREATE INDEX images_by_digest ON images (digest);
-CREATE TABLE image_layers (
-    image_id TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE,
-    position INTEGER NOT NULL,          -- 0 is the lowest
-    diff_id TEXT NOT NULL,
-    digest TEXT NOT NULL,               -- of the blob
-    size INTEGER NOT NULL,              -- bytes of content, unpacked
-    snapshot TEXT NOT NULL,             -- directory it is unpacked in: the diff ID, or a chain ID
-    PRIMARY KEY (image_id, position)
-) WITHOUT ROWID, STRICT;
-CREATE INDEX image_layers_by_diff_id ON image_layers (diff_id, digest);
-CREATE TABLE refs (
-    name TEXT PRIMARY KEY,              -- a whole reference: registry/repository:tag
-    image_id TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE
-) WITHOUT ROWID, STRICT;
-CREATE INDEX refs_by_image ON refs (image_id, name);
-"""
+__all__ = ["Database"]
 
 _SELECT = """
 SELECT i.id, i.digest, i.media_type, i.manifest_size, i.added, i.mounts,
-       (SELECT group_concat(name, ' ') FROM (SELECT name FROM refs WHERE image_id = i.id ORDER BY name))
+       (SELECT group_concat(name, ' ') FROM (SELECT name FROM refs WHERE image_id = i.id ORDER BY name)), i.merged,
+       (SELECT group_concat(repository || '@' || digest, ' ')
+        FROM (SELECT repository, digest FROM image_digests WHERE image_id = i.id ORDER BY repository, digest))
 FROM images i
 """
 _BY_ID = _SELECT + "WHERE i.id = ?"
 _BY_NAME = _SELECT + "WHERE i.id = (SELECT image_id FROM refs WHERE name = ?)"  # noqa: S608 - of constants
-_BY_DIGEST = _SELECT + "WHERE i.digest = ?"
+_BY_DIGEST = f"""{_SELECT}
+WHERE i.id IN (SELECT id FROM images WHERE digest = ?1 UNION SELECT image_id FROM image_digests WHERE digest = ?1)
+ORDER BY i.added DESC, i.id
+"""  # noqa: S608 - of constants
 _BY_PREFIX = _SELECT + "WHERE i.id >= ? AND i.id < ? LIMIT ?"
 _ALL = _SELECT + "ORDER BY i.added DESC, i.id"
+_LAYER = "diff_id, digest, size, snapshot, implied, hides_all"
+_CONTAINER = "id, name, image_id, created, document, state, exit_code, started, finished"
 
 
-def _split(text: str | None) -> tuple[str, ...]:
-    return tuple(text.split()) if text else ()
-
-
-@attrs.frozen(eq=False, repr=False)
-class ImageRow(Record):
-    """One image, as recorded.
-
-    Attributes:
-        id: digest of its config.
-        digest: digest of its manifest.
-        media_type: of the manifest.
-        manifest_size: bytes.
-        added: when, in seconds since the epoch.
-        mounts: JSON text.
-        references: its names, whole, in order.
-    """
-
-    id: str
-    digest: str
-    media_type: str
-    manifest_size: int
-    added: float
-    mounts: str
-    references: tuple[str, ...] = attrs.field(converter=_split)
-
-
-@attrs.frozen(eq=False, repr=False)
-class LayerRow(Record):
-    """One layer of an image.
-
-    Attributes:
-        diff_id: digest of the plain tar stream.
-        digest: digest of the blob.
-        size: bytes, unpacked.
-        snapshot: the directory that it is unpacked in: the diff ID, or, where the layers below matter, a chain ID.
-    """
-
-    diff_id: str
-    digest: str
-    size: int
-    snapshot: str = attrs.field(default=attrs.Factory(lambda self: self.diff_id, takes_self=True))
-
-
-class Database:
+class Database(Connections):
     """The records. Every method may be called from any thread.
 
     Args:
         path: the database file; made if missing.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._read_lock = threading.Lock()
-        self._write_lock = threading.RLock()
-        self._inherited: list[sqlite3.Connection] = []
-        self._writer: sqlite3.Connection | None = None
-        self._reader: sqlite3.Connection | None = None
-        with self._errors():
-            self._connect()
-
-    def _connect(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
-        writer = self._new_connection()
-        try:
-            _prepare(writer, self._path)
-            reader = self._new_connection()
-        except BaseException:
-            writer.close()
-            raise
-        self._writer, self._reader = writer, reader
-        return reader, writer
-
-    def _new_connection(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            self._path,
-            timeout=_BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=64,
-        )
-        try:
-            # In WAL mode FULL syncs the log at each commit: what was acknowledged survives a power cut too.
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            name = getattr(error, "sqlite_errorname", "")
-            hints = {
-                "SQLITE_BUSY": "another process holds it for long",
-                "SQLITE_CORRUPT": "it is damaged; move the store away and load the images again",
-                "SQLITE_NOTADB": "it is no SQLite database; choose another root",
-                "SQLITE_FULL": "the disk is full",
-                "SQLITE_READONLY": "it is read-only; choose a root on a writable file system",
-                "SQLITE_CANTOPEN": "is it on a read-only file system?",
-            }
-            hint = next((text for prefix, text in hints.items() if name.startswith(prefix)), "")
-            msg = f"the store's database {self._path}: {error}" + (f" ({hint})" if hint else "")
-            raise StoreError(msg) from error
-
-    def _query(self, sql: str, parameters: tuple[object, ...] = ()) -> list[Any]:
-        with self._errors(), self._read_lock:
-            reader = self._reader or self._reopen()[0]
-            return reader.execute(sql, parameters).fetchall()
-
-    def _reopen(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
-        """Connect after a fork; another thread may have done it just before."""
-        if self._reader is not None and self._writer is not None:
-            return self._reader, self._writer
-        if not self._inherited:
-            msg = f"the store of {self._path.parent} is closed"
-            raise StoreError(msg)
-        return self._connect()
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run statements as one change: all of it is kept, or, after an exception, nothing."""
-        with self._write_lock, self._errors():
-            writer = self._writer
-            if writer is None:
-                with self._read_lock:
-                    writer = self._reopen()[1]
-            writer.execute("BEGIN IMMEDIATE")
-            try:
-                yield writer
-            except BaseException:
-                writer.execute("ROLLBACK")
-                raise
-            try:
-                writer.execute("COMMIT")
-            except BaseException:
-                if writer.in_transaction:
-                    writer.execute("ROLLBACK")
-                raise
-
     # ── reads ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def by_id(self, identity: str) -> ImageRow | None:
         """Return the image of this id."""
-        rows = self._query(_BY_ID, (identity,))
+        rows = self.query(_BY_ID, (identity,))
         return ImageRow(*rows[0]) if rows else None
 
     def by_name(self, name: str) -> ImageRow | None:
         """Return the image of this whole reference."""
-        rows = self._query(_BY_NAME, (name,))
+        rows = self.query(_BY_NAME, (name,))
         return ImageRow(*rows[0]) if rows else None
 
     def by_digest(self, digest: str) -> list[ImageRow]:
-        """Return the images whose manifest has this digest."""
-        return [ImageRow(*row) for row in self._query(_BY_DIGEST, (digest,))]
+        """Return the images whose manifest has this digest, or that came by an index with it."""
+        return [ImageRow(*row) for row in self.query(_BY_DIGEST, (digest,))]
 
     def by_prefix(self, prefix: str, limit: int = 2) -> list[ImageRow]:
         """Return images whose id starts so, at most ``limit``."""
-        return [ImageRow(*row) for row in self._query(_BY_PREFIX, (prefix, prefix + "g", limit))]
+        return [ImageRow(*row) for row in self.query(_BY_PREFIX, (prefix, prefix + "g", limit))]
 
     def images(self) -> list[ImageRow]:
         """Return all images, the newest first."""
-        return [ImageRow(*row) for row in self._query(_ALL)]
+        return [ImageRow(*row) for row in self.query(_ALL)]
 
     def names(self) -> list[str]:
         """Return all references."""
-        return [row[0] for row in self._query("SELECT name FROM refs ORDER BY name")]
+        return [row[0] for row in self.query("SELECT name FROM refs ORDER BY name")]
 
     def layers(self, identity: str) -> tuple[LayerRow, ...]:
         """Return the layers of an image, the lowest first."""
-        sql = "SELECT diff_id, digest, size, snapshot FROM image_layers WHERE image_id = ? ORDER BY position"
-        return tuple(LayerRow(*row) for row in self._query(sql, (identity,)))
+        sql = f"SELECT {_LAYER} FROM image_layers WHERE image_id = ? ORDER BY position"  # noqa: S608 - of constants
+        return tuple(LayerRow(*row) for row in self.query(sql, (identity,)))
+
+    def blobs(self, identity: str) -> tuple[str, ...]:
+        """Return the digests of further blobs that are kept for an image, see :meth:`put_image`."""
+        sql = "SELECT digest FROM image_blobs WHERE image_id = ? ORDER BY digest"
+        return tuple(row[0] for row in self.query(sql, (identity,)))
+
+    def repositories(self, diff_id: str) -> list[tuple[str, str]]:
+        """Return where blobs of a layer are known to be: repository and digest of the blob, for mounts between them."""
+        sql = (
+            "SELECT DISTINCT d.repository, l.digest FROM image_layers l JOIN image_digests d USING (image_id) "
+            "WHERE l.diff_id = ? ORDER BY 1, 2"
+        )
+        return [(row[0], row[1]) for row in self.query(sql, (diff_id,))]
 
     def exists(self, identity: str) -> bool:
         """Tell whether an image is recorded."""
-        return bool(self._query("SELECT 1 FROM images WHERE id = ?", (identity,)))
+        return bool(self.query("SELECT 1 FROM images WHERE id = ?", (identity,)))
 
     def layer(self, diff_id: str, digest: str | None = None) -> LayerRow | None:
-        """Return a layer that some image has: of this diff ID and, if given, from the blob of this digest."""
-        sql = "SELECT diff_id, digest, size FROM image_layers WHERE diff_id = ?1 AND ?2 IN (digest, '') LIMIT 1"
-        rows = self._query(sql, (diff_id, digest or ""))
-        return LayerRow(*rows[0]) if rows else None
+        """Return a layer that some image has, unpacked by itself: of this diff ID and, if given, this blob."""
+        sql = f"SELECT {_LAYER} FROM image_layers WHERE diff_id = ?1 AND ?2 IN (digest, '') LIMIT 1"  # noqa: S608
+        rows = self.query(sql, (diff_id, digest or ""))
+        return attrs.evolve(LayerRow(*rows[0]), snapshot=diff_id) if rows else None
 
-    def content(self) -> tuple[set[str], set[str]]:
-        """Return the digests of all blobs and the snapshots of all layers that belong to an image."""
-        blobs = {row[0] for row in self._query("SELECT id FROM images UNION SELECT digest FROM images")}
-        layers = self._query("SELECT snapshot, digest FROM image_layers")
-        return blobs | {row[1] for row in layers}, {row[0] for row in layers}
+    def content(self) -> Content:
+        """Return what all images need."""
+        blobs = self.query(
+            "SELECT id FROM images UNION SELECT digest FROM images UNION SELECT digest FROM image_blobs "
+            "UNION SELECT digest FROM image_layers"
+        )
+        snapshots = self.query("SELECT snapshot FROM image_layers UNION SELECT merged FROM images WHERE merged != ''")
+        tars = self.query("SELECT DISTINCT diff_id FROM image_layers")
+        return Content(*({row[0] for row in rows} for rows in (blobs, snapshots, tars)))
 
     def meta(self, key: str) -> str | None:
         """Return a remembered value."""
-        rows = self._query("SELECT value FROM meta WHERE key = ?", (key,))
+        rows = self.query("SELECT value FROM meta WHERE key = ?", (key,))
         return rows[0][0] if rows else None
 
     # ── changes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def put_image(self, row: ImageRow, layers: Iterable[LayerRow]) -> None:
-        """Record an image with its layers and names; a name that another image has moves over."""
+    def put_image(self, row: ImageRow, layers: Iterable[LayerRow], blobs: Iterable[str] = ()) -> None:
+        """Record an image with its layers, names and digests; a name that another image has moves over.
+
+        Args:
+            row: the image.
+            layers: the lowest first.
+            blobs: digests of further blobs to keep for it: an index, attestations, other platforms' manifests.
+        """
         with self.transaction() as tx:
-            former = tx.execute("SELECT digest FROM images WHERE id = ?", (row.id,)).fetchone()
-            if former is not None and former[0] != row.digest:
-                _put_meta(tx, "collect", "1")  # the same image from another manifest: blobs may be free now
+            former = tx.execute("SELECT digest, merged FROM images WHERE id = ?", (row.id,)).fetchone()
+            if former is not None and former != (row.digest, row.merged):
+                _put_meta(tx, "collect", "1")  # from another manifest or in another snapshot: content may be free now
+                if former[0] != row.digest:
+                    tx.execute("DELETE FROM image_blobs WHERE image_id = ?", (row.id,))
             tx.execute(
-                "INSERT INTO images (id, digest, media_type, manifest_size, added, mounts) VALUES (?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT (id) DO UPDATE SET digest = excluded.digest, media_type = excluded.media_type, "
-                "manifest_size = excluded.manifest_size, mounts = excluded.mounts",
-                (row.id, row.digest, row.media_type, row.manifest_size, row.added, row.mounts),
+                "INSERT INTO images (id, digest, media_type, manifest_size, added, mounts, merged) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET digest = excluded.digest, "
+                "media_type = excluded.media_type, manifest_size = excluded.manifest_size, mounts = excluded.mounts, "
+                "merged = excluded.merged",
+                (row.id, row.digest, row.media_type, row.manifest_size, row.added, row.mounts, row.merged),
             )
             tx.execute("DELETE FROM image_layers WHERE image_id = ?", (row.id,))
             tx.executemany(
-                "INSERT INTO image_layers (image_id, position, diff_id, digest, size, snapshot) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
+                f"INSERT INTO image_layers (image_id, position, {_LAYER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
                 [(row.id, number, *attrs.astuple(layer)) for number, layer in enumerate(layers)],
             )
             for name in row.references:
                 _put_reference(tx, name, row.id)
+            _put_digests(tx, row.id, row.digests, blobs)
+
+    def put_digests(self, identity: str, digests: Iterable[str], blobs: Iterable[str] = ()) -> bool:
+        """Record that an image was pulled or pushed as these.
+
+        Args:
+            identity: the image.
+            digests: ``repository@digest``, each of the manifest or of one of its further blobs; others are left out.
+            blobs: digests of further blobs to keep for it.
+
+        Returns:
+            Whether the image is there.
+        """
+        with self.transaction() as tx:
+            if not tx.execute("SELECT 1 FROM images WHERE id = ?", (identity,)).fetchone():
+                return False
+            _put_digests(tx, identity, digests, blobs)
+            return True
 
     def put_reference(self, name: str, identity: str) -> bool:
         """Let a name mean an image; return whether the image is there."""
@@ -307,8 +188,20 @@ class Database:
             return tx.execute(sql, (name, identity)).rowcount > 0
 
     def remove_image(self, identity: str) -> bool:
-        """Forget an image and its names; return whether it was there. Its content is for the next collection."""
+        """Forget an image and its names; return whether it was there. Its content is for the next collection.
+
+        Raises:
+            Conflict: a container is made from it.
+        """
         with self.transaction() as tx:
+            sql = "SELECT name, id, state FROM containers WHERE image_id = ? ORDER BY created"
+            users = tx.execute(sql, (identity,)).fetchall()
+            if users:
+                name, container, state = users[0]
+                more = f" and {len(users) - 1} more" if len(users) > 1 else ""
+                msg = f"the image {identity} is in use by the container {name} ({container[:12]}, {state}){more}; "
+                msg += "remove that first"
+                raise Conflict(msg)
             _put_meta(tx, "collect", "1")
             return tx.execute("DELETE FROM images WHERE id = ?", (identity,)).rowcount > 0
 
@@ -317,34 +210,61 @@ class Database:
         with self.transaction() as tx:
             _put_meta(tx, key, value)
 
-    # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── containers ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def close(self) -> None:
-        """Close the connections; a second call does nothing."""
-        with self._write_lock, self._read_lock:
-            connections = [self._reader, self._writer]
-            self._reader = self._writer = None
-            self._inherited.clear()
-        for connection in connections:
-            if connection is not None:
-                connection.close()
+    def container(self, name: str) -> ContainerRow | None:
+        """Return the container of this id or, if there is none, of this name."""
+        sql = f"SELECT {_CONTAINER} FROM containers WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC"  # noqa: S608
+        rows = self.query(sql, (name,))
+        return ContainerRow(*rows[0]) if rows else None
 
-    def after_fork(self) -> None:
-        """Put the parent's connections aside in a forked child; new ones are made when needed.
+    def containers(self, prefix: str = "", image_id: str | None = None) -> list[ContainerRow]:
+        """Return containers, the newest first.
 
-        They are neither used nor closed here: either would damage the parent's, see "How To Corrupt An SQLite
-        Database File", section 2.6.
+        Args:
+            prefix: those whose id starts so.
+            image_id: those of this image.
         """
-        self._read_lock = threading.Lock()
-        self._write_lock = threading.RLock()
-        for connection in (self._reader, self._writer):
-            if connection is not None:
-                self._inherited.append(connection)
-                _ABANDONED.append(connection)
-        self._reader = self._writer = None
+        sql = (
+            f"SELECT {_CONTAINER} FROM containers WHERE id >= ?1 AND id < ?2 AND ?3 IN (image_id, '') "  # noqa: S608
+            "ORDER BY created DESC, id"
+        )
+        return [ContainerRow(*row) for row in self.query(sql, (prefix, prefix + "g", image_id or ""))]
 
+    def put_container(self, row: ContainerRow) -> None:
+        """Record a container, or what became of it.
 
-_ABANDONED: list[sqlite3.Connection] = []  # kept for ever, so that no destructor closes them
+        Raises:
+            Conflict: another one has the name.
+            NotFound: its image is gone.
+        """
+        with self.transaction() as tx:
+            _check_name(tx, row.name, row.id)
+            if not tx.execute("SELECT 1 FROM images WHERE id = ?", (row.image_id,)).fetchone():
+                msg = f"no image {row.image_id} in the store {self._path.parent}"
+                raise NotFound(msg)
+            tx.execute(
+                f"INSERT INTO containers ({_CONTAINER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "  # noqa: S608
+                "ON CONFLICT (id) DO UPDATE SET name = excluded.name, image_id = excluded.image_id, "
+                "created = excluded.created, document = excluded.document, state = excluded.state, "
+                "exit_code = excluded.exit_code, started = excluded.started, finished = excluded.finished",
+                attrs.astuple(row),
+            )
+
+    def rename_container(self, identity: str, name: str) -> bool:
+        """Give a container another name; return whether it is there.
+
+        Raises:
+            Conflict: another one has the name.
+        """
+        with self.transaction() as tx:
+            _check_name(tx, name, identity)
+            return tx.execute("UPDATE containers SET name = ? WHERE id = ?", (name, identity)).rowcount > 0
+
+    def remove_container(self, identity: str) -> bool:
+        """Forget a container; return whether it was there."""
+        with self.transaction() as tx:
+            return tx.execute("DELETE FROM containers WHERE id = ?", (identity,)).rowcount > 0
 
 
 def _put_reference(tx: sqlite3.Connection, name: str, identity: str) -> None:
@@ -362,36 +282,23 @@ def _put_meta(tx: sqlite3.Connection, key: str, value: str | None) -> None:
         tx.execute(sql, (key, value))
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Make the schema in an empty database; check it in a used one."""
-    application, version = _versions(connection)
-    if (application, version) == (0, 0):
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            if _versions(connection) == (0, 0):
-                for statement in _SCHEMA.split(";\n"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        application, version = _versions(connection)
-    if application != _APPLICATION_ID:
-        msg = f"{path} is the database of another program; choose another root for the store"
-        raise StoreError(msg)
-    if version > SCHEMA_VERSION:
-        msg = (
-            f"the store {path.parent} is of version {version}, this pycontainer knows versions up to "
-            f"{SCHEMA_VERSION}; use a newer pycontainer, or another root"
-        )
-        raise StoreError(msg)
-
-
-def _versions(connection: sqlite3.Connection) -> tuple[int, int]:
-    return (
-        connection.execute("PRAGMA application_id").fetchone()[0],
-        connection.execute("PRAGMA user_version").fetchone()[0],
+def _put_digests(tx: sqlite3.Connection, identity: str, digests: Iterable[str], blobs: Iterable[str]) -> None:
+    """Add to what an image is known as and what is kept for it; each digest is of something that is kept."""
+    tx.executemany("INSERT OR IGNORE INTO image_blobs VALUES (?, ?)", [(identity, digest) for digest in blobs])
+    split = [whole.rpartition("@") for whole in digests]
+    tx.executemany(
+        "INSERT OR IGNORE INTO image_digests VALUES (?, ?, ?)",
+        [(identity, repository, digest) for repository, _, digest in split],
     )
+    tx.execute(
+        "DELETE FROM image_digests WHERE image_id = ?1 AND digest NOT IN "
+        "(SELECT digest FROM image_blobs WHERE image_id = ?1 UNION SELECT digest FROM images WHERE id = ?1)",
+        (identity,),
+    )
+
+
+def _check_name(tx: sqlite3.Connection, name: str, identity: str) -> None:
+    other = tx.execute("SELECT id FROM containers WHERE name = ? AND id != ?", (name, identity)).fetchone()
+    if other is not None:
+        msg = f"the name {name!r} is in use by the container {other[0][:12]}; remove or rename that, or choose another"
+        raise Conflict(msg)

@@ -110,7 +110,7 @@ def judge(samples: Samples) -> list[Target]:
         imports = (loaded.median - bare.median, loaded.p10 - bare.p10)
     for text, (value, quiet), limit in (
         ("pycontainer run, whole process", command, 100),
-        ("import pycontainer, above python -c pass", imports, 60),
+        ("from pycontainer import Engine, above python -c pass", imports, 60),
     ):
         without = "" if value is not None else samples.missing.get("pycontainer_run", "not measured")
         targets.append(

@@ -126,8 +126,8 @@ def _breakdown(samples: Samples) -> list[str]:
     steps = [
         ("python_pass_isolated", "the interpreter alone (python -I -S -c pass)"),
         ("python_pass", "site and its .pth files (python -c pass)"),
-        ("python_import", "import pycontainer"),
-        ("python_import_cli", "the command line's own imports"),
+        ("python_import", contenders.IMPORT),
+        ("python_import_cli", "what else a run takes is imported"),
         ("pycontainer_run", "open the engine, run, read usage, exit"),
     ]
     if any(name not in found for name, _ in steps):
@@ -136,7 +136,7 @@ def _breakdown(samples: Samples) -> list[str]:
     for name, text in steps:
         lines.append(f"{found[name].median - before:.1f} ms: {text}")
         before = found[name].median
-    for code in ("import pycontainer", contenders.CLI_IMPORTS):
+    for code in (contenders.IMPORT, contenders.CLI_IMPORTS):
         dear = ", ".join(f"{package} {ms:.1f}" for package, ms in _import_times(code)[:10])
         lines.append(f"`{code}` under -X importtime, ms by package: {dear}")
     return lines

@@ -223,6 +223,19 @@ int pyc_resume(PycChild *child, PycError *err) {
 
 int pyc_kill(int pidfd, int signal) { return (int)sys(SYS_pidfd_send_signal, pidfd, signal, 0, 0); }
 
+/* ---- what the caller keeps to its helpers ---- */
+
+int pyc_socket_pair(int32_t ret_fds[2], PycError *err) {
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0)
+        return pyc_fail(err, errno, "make a socket for the keeper", "");
+    ret_fds[0] = ends[0];
+    ret_fds[1] = ends[1];
+    return 0;
+}
+
+int pyc_send(int fd, const char *data, uint64_t size) { return send(fd, data, size, MSG_NOSIGNAL) < 0 ? -errno : 0; }
+
 /* ---- what it writes ---- */
 
 /* Read once, which poll(2) says will not wait; a full buffer grows, up to the limit, beyond which bytes are dropped. */

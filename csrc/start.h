@@ -95,6 +95,10 @@ PYC_API int pyc_launch(const uint8_t *program, uint64_t size, PycError *err);
 PYC_API int pyc_collect(int pidfd, int32_t fds[2], PycOutput outputs[2], int timeout_ms, int32_t *ret_ended,
                         PycError *err);
 PYC_API void pyc_free_output(PycOutput *output);
+/* Make a socket for packets; both ends close at execve. */
+PYC_API int pyc_socket_pair(int32_t ret_fds[2], PycError *err);
+/* Send one packet; returns 0 or -errno, -EINTR when a signal came in. Nobody there is -EPIPE, without SIGPIPE. */
+PYC_API int pyc_send(int fd, const char *data, uint64_t size);
 /* Signal a process by pidfd; returns 0 or -errno. */
 PYC_API int pyc_kill(int pidfd, int signal);
 

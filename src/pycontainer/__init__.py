@@ -6,28 +6,34 @@ r"""The SQLite of containers: a whole container engine that a Python program imp
 b'hello\n'
 """
 
-from pycontainer.engine import Engine
-from pycontainer.errors import (
-    AlreadyExists,
-    CommandNotFound,
-    Conflict,
-    DigestMismatch,
-    Error,
-    ExitError,
-    ImageError,
-    InvalidReference,
-    InvalidSpec,
-    NotFound,
-    OutOfMemory,
-    StartError,
-    StoreError,
-    TimeoutExpired,
-    Unsupported,
-)
-from pycontainer.image import Image
-from pycontainer.images import Images
-from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Result, Rlimit, Usage
-from pycontainer.running import Running
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pycontainer.distribution.transfer import Progress
+    from pycontainer.engine import Engine
+    from pycontainer.errors import (
+        AlreadyExists,
+        CommandNotFound,
+        Conflict,
+        DigestMismatch,
+        Error,
+        ExitError,
+        ImageError,
+        InvalidReference,
+        InvalidSpec,
+        NotFound,
+        OutOfMemory,
+        StartError,
+        StoreError,
+        TimeoutExpired,
+        Unsupported,
+    )
+    from pycontainer.image import Image
+    from pycontainer.images import Images
+    from pycontainer.launch import Namespace
+    from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Propagation, Result, Rlimit, Size, Usage
+    from pycontainer.running import Running
+    from pycontainer.streams import Input, Output
 
 __all__ = [
     "AlreadyExists",
@@ -43,18 +49,56 @@ __all__ = [
     "ImageConfig",
     "ImageError",
     "Images",
+    "Input",
     "InvalidReference",
     "InvalidSpec",
     "Limits",
     "Mount",
+    "Namespace",
     "NotFound",
     "OutOfMemory",
+    "Output",
+    "Progress",
+    "Propagation",
     "Result",
     "Rlimit",
     "Running",
+    "Size",
     "StartError",
     "StoreError",
     "TimeoutExpired",
     "Unsupported",
     "Usage",
 ]
+
+# Where each name is; errors where none is told. What a program uses is loaded when it first asks for it.
+_HOMES = {
+    "Engine": "engine",
+    "Image": "image",
+    "Images": "images",
+    "Input": "streams",
+    "Namespace": "launch",
+    "Output": "streams",
+    "Progress": "distribution.transfer",
+    "Running": "running",
+    **dict.fromkeys(
+        ("Device", "IdMap", "ImageConfig", "Limits", "Mount", "Propagation", "Result", "Rlimit", "Size", "Usage"),
+        "model",
+    ),
+}
+
+if not TYPE_CHECKING:  # else every misspelt name would have a type
+
+    def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever is exported
+        """Load a public name where it is defined, see PEP 562."""
+        if name not in __all__:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        from importlib import import_module
+
+        value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

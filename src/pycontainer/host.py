@@ -12,7 +12,6 @@ Nothing personal and nothing secret is in it: no home directories, no ``/etc/sha
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pwd
@@ -253,7 +252,7 @@ def _group(users: set[str]) -> str:
 
 
 def _fingerprint(mounts: str) -> str:
-    """Return a hash that changes with what the skeleton is made from; a hundred lstat(2), no reading."""
+    """Return a text that changes with what the skeleton is made from; a hundred lstat(2), no reading."""
     etc = Path("/etc")
     paths = [etc / name for name in (*_FILES, *_TREES, "passwd", "group", "ld.so.conf.d")]
     paths += sorted(etc.glob("python3*/*.py"))
@@ -267,4 +266,4 @@ def _fingerprint(mounts: str) -> str:
         # Of /usr and its kin only whether they are links: what is in them is not copied.
         detail = path.is_symlink() if path.parts[1] in _SYSTEM else (info.st_mtime_ns, info.st_size, info.st_ino)
         known.append((str(path), detail))
-    return hashlib.sha256(repr(known).encode()).hexdigest()
+    return repr(known)

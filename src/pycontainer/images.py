@@ -212,7 +212,7 @@ class Images:
             source: a directory, or a tar file, plain or compressed.
             reference: the name it gets.
             config: how containers of it run.
-            progress: is called with a :class:`pycontainer.distribution.transfer.Progress` at each step.
+            progress: is called with a :class:`Progress` at each step.
 
         Raises:
             ImageError: the tree or the file cannot be made a layer; nothing of it is left.
@@ -233,7 +233,7 @@ class Images:
         Args:
             path: the archive; tar files may be compressed.
             reference: which image, when the archive has several; else the name that it gets.
-            progress: is called with a :class:`pycontainer.distribution.transfer.Progress` at each step.
+            progress: is called with a :class:`Progress` at each step.
 
         Raises:
             ImageError: the archive is damaged or hostile, or has several images and ``reference`` names none of them.

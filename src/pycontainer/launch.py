@@ -8,7 +8,7 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import attrs
 
@@ -21,9 +21,9 @@ from pycontainer.runtime import capabilities, devices
 if TYPE_CHECKING:
     from pycontainer.runtime.users import Identity
 
-__all__ = ["Options", "document", "etc_files"]
+__all__ = ["Namespace", "Options", "document", "etc_files"]
 
-Namespace = Literal["private", "host"]
+Namespace: TypeAlias = Literal["private", "host"]
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _PERIOD = 100_000
 _INFINITY = (1 << 64) - 1

@@ -19,6 +19,7 @@ __all__ = [
     "ImageConfig",
     "Limits",
     "Mount",
+    "Propagation",
     "Result",
     "Rlimit",
     "Size",

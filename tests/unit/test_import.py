@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import pycontainer
 
 # Each takes a millisecond or more and serves only what few programs ask for.
 SLOW = (
@@ -33,6 +38,31 @@ def test_what_few_need_is_not_imported(statement: str) -> None:
     code = f"import sys; before = set(sys.modules); {statement}; print(*(set(sys.modules) - before))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(run.stdout.split()) & set(SLOW)
+
+
+def test_the_package_alone_loads_nothing() -> None:
+    code = "import sys, pycontainer; print(*(name for name in sys.modules if name.startswith('pycontainer')))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["pycontainer"]
+
+
+def test_names_are_loaded_from_where_type_checkers_find_them() -> None:
+    """What is imported for types alone and what is found at run time are the same."""
+    tree = ast.parse(Path(pycontainer.__file__).read_text())
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("pycontainer."):
+            found.update({alias.name: node.module for alias in node.names})
+    assert sorted(found) == pycontainer.__all__
+    for name, module in found.items():
+        assert getattr(pycontainer, name) is getattr(importlib.import_module(module), name)
+        assert name in importlib.import_module(module).__all__
+    assert set(pycontainer.__all__) <= set(dir(pycontainer))
+
+
+def test_other_names_are_refused() -> None:
+    with pytest.raises(AttributeError, match="module 'pycontainer' has no attribute 'Nonsense'"):
+        getattr(pycontainer, "Nonsense")  # noqa: B009 - to mypy there is no such name
 
 
 def test_rare_classes_of_documents_come_when_asked_for() -> None:

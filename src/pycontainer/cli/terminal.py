@@ -8,7 +8,6 @@ import sys
 import termios
 import threading
 import time
-import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
@@ -110,7 +109,12 @@ class Foreground:
             self._handle(signal.SIGWINCH, self._resized)
             if self._interactive:
                 self._saved = termios.tcgetattr(0)
-                tty.setraw(0, termios.TCSANOW)
+                self._make_raw()
+
+    def _make_raw(self) -> None:
+        import tty  # few runs have a terminal
+
+        tty.setraw(0, termios.TCSANOW)
 
     def _handle(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
         previous = signal.getsignal(number)
@@ -121,7 +125,7 @@ class Foreground:
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGCONT and self._saved is not None:
             with suppress(termios.error):  # SIGCONT comes with a hang-up too
-                tty.setraw(0, termios.TCSANOW)  # the shell had its own modes meanwhile
+                self._make_raw()  # the shell had its own modes meanwhile
             self._resize()
         if number == signal.SIGHUP and self._tty and self._interactive and not os.isatty(0):
             self._end_soon()

@@ -19,12 +19,11 @@ import fcntl
 import os
 import re
 import select
-import socket
 import time
 import weakref
 from typing import TYPE_CHECKING
 
-from pycontainer._ffi import HELPER, lib, new_error, read_error
+from pycontainer._ffi import HELPER, ffi, lib, new_error, read_error
 from pycontainer.errors import StartError
 from pycontainer.runtime.program import CWD, Program
 
@@ -60,18 +59,33 @@ def helper_fd() -> int:
     if _helper is None:
         label = "make a copy of the helper"
         program = Program()
-        mount = program.mount(label, "tmpfs", ["mode=755", "size=8m"], host=True)
-        data = HELPER.read_bytes()
-        program.write(label, "pycontainer-monitor", data, fd=mount, open_flags=os.O_CREAT, mode=0o555, host=True)
-        program.step(lib.PYC_OP_OPEN, label, "pycontainer-monitor", fd=mount, host=True, result=True)
-        mount_fd, fd = program.prepare()
-        os.fchmod(fd, 0o555)  # whatever the umask
-        protect = Program()
-        protect.step(lib.PYC_OP_SETATTR, label, fd=mount_fd, a=_MOUNT_ATTR_RDONLY, host=True)
-        protect.prepare()
-        os.close(mount_fd)  # the mount, attached nowhere, lives on with the file
+        program.mount(label, "tmpfs", ["mode=755", "size=8m"], host=True)
+        (mount_fd,) = program.prepare()
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, mount_fd)  # the mount, attached nowhere, lives on with the file
+            try:
+                fd = _copy_helper(mount_fd)
+            except OSError as error:
+                raise StartError(label, str(HELPER), error.errno or 0) from error
+            protect = Program()
+            protect.step(lib.PYC_OP_SETATTR, label, fd=mount_fd, a=_MOUNT_ATTR_RDONLY, host=True)
+            protect.prepare()
         _helper = fd
     return _helper
+
+
+def _copy_helper(directory_fd: int) -> int:
+    """Copy the helper into a directory; return it open, for reading alone, since a file open for writing cannot run."""
+    name = HELPER.name
+    with HELPER.open("rb") as source:
+        copy = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
+        try:
+            while os.sendfile(copy, source.fileno(), None, 1 << 30):
+                pass
+            os.fchmod(copy, 0o555)
+        finally:
+            os.close(copy)
+    return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory_fd)
 
 
 @contextlib.contextmanager
@@ -95,12 +109,15 @@ class Keeper:
     Attributes:
         instance: directory of this instance.
         instance_fd: the same, open.
+        requests_fd: where the keeper takes requests for processes; -1 once closed.
     """
 
     def __init__(self, runs: Path, cgroups: Cgroups) -> None:
         self._owner = os.getpid()
         self._cgroups = cgroups
         self._stack = contextlib.ExitStack()
+        self._sockets = contextlib.ExitStack()
+        self._stack.push(self._sockets)
         runs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.instance = runs / os.urandom(8).hex()
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
@@ -118,7 +135,7 @@ class Keeper:
             kept, keeping = os.pipe2(os.O_CLOEXEC)
             for fd in (done_end, kept, keeping):
                 theirs.callback(os.close, fd)
-            self._requests, requests = self._pair(theirs)
+            self.requests_fd, requests = self._pair(theirs)
             self._ids, ids = self._pair(theirs)
             _launch_cleaner(self.instance.name, (ids, runs_fd, lock, kept, done_end, *cgroups.parent_fds))
             _launch_keeper(runs, (requests, keeping, done_end))
@@ -129,11 +146,15 @@ class Keeper:
         self._stack.callback(os.close, fd)
         return fd
 
-    def _pair(self, theirs: contextlib.ExitStack) -> tuple[socket.socket, int]:
-        ours, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._stack.callback(ours.close)
-        theirs.callback(other.close)
-        return ours, other.fileno()
+    def _pair(self, theirs: contextlib.ExitStack) -> tuple[int, int]:
+        """Return two ends of a socket for packets; the module socket takes as long to import as a run takes."""
+        ends = ffi.new("int32_t[2]")
+        err = new_error()
+        if lib.pyc_socket_pair(ends, err) < 0:
+            raise StartError(*read_error(err))
+        self._sockets.callback(os.close, ends[0])
+        theirs.callback(os.close, ends[1])
+        return ends[0], ends[1]
 
     def _remove_instance(self) -> None:
         (self.instance / "lock").unlink(missing_ok=True)
@@ -142,10 +163,10 @@ class Keeper:
     @property
     def alive(self) -> bool:
         """Whether it takes requests and belongs to this process, not to the one that forked us."""
-        if self._owner != os.getpid() or self._requests.fileno() < 0:
+        if self._owner != os.getpid() or self.requests_fd < 0:
             return False
         poller = select.poll()
-        poller.register(self._requests, 0)
+        poller.register(self.requests_fd, 0)
         return not poller.poll(0)
 
     def has_ended(self) -> bool:
@@ -155,16 +176,12 @@ class Keeper:
             time.sleep(0.001)
         return not self.alive
 
-    @property
-    def requests_fd(self) -> int:
-        """Where the keeper takes requests for processes."""
-        return self._requests.fileno()
-
     def forget(self, container_id: str) -> None:
         """Have the leftovers of an ended container removed; returns before it is done."""
-        try:
-            self._ids.send(container_id.encode())
-        except OSError:  # the cleaner was killed: do its work here
+        code = -errno.EINTR
+        while code == -errno.EINTR:  # handlers of signals run in between
+            code = lib.pyc_send(self._ids, container_id.encode(), len(container_id))
+        if code < 0:  # the cleaner was killed: do its work here
             clean(self.instance_fd, container_id, self._cgroups)
 
     def note_group(self, container_id: str, group: str) -> None:
@@ -177,11 +194,11 @@ class Keeper:
 
     def close(self) -> None:
         """Kill what still runs, remove what is left, end both helpers, and wait for all that. Safe to call again."""
-        if self._owner != os.getpid() or self._requests.fileno() < 0:
+        if self._owner != os.getpid() or self.requests_fd < 0:
             return
         _open_keepers.discard(self)
-        self._requests.close()
-        self._ids.close()
+        self.requests_fd = self._ids = -1
+        self._sockets.close()
         os.read(self._done, 1)  # the end of the stream: both have ended
         if self.instance.exists():  # the cleaner was killed
             clean_instance(self.instance, self._cgroups)
@@ -189,6 +206,7 @@ class Keeper:
 
     def drop(self) -> None:
         """After a fork, in the child: let go of the parent's helpers without ending them."""
+        self.requests_fd = self._ids = -1
         self._stack.close()
 
 

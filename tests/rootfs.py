@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["CannotBuild", "busybox_tree", "cache_directory", "debian_tar", "host_suite"]
+__all__ = ["CannotBuild", "busybox_tree", "cache_directory", "debian_tar", "host_suite", "key_of", "once"]
 
 USERS = """\
 root:x:0:0:root:/root:/bin/sh
@@ -81,8 +81,8 @@ def busybox_tree() -> Path:
     if b"/ld-linux" in program or b"/ld-musl" in program:
         msg = f"{busybox} is not static; as root: apt-get install busybox-static"
         raise CannotBuild(msg)
-    key = _key(hashlib.sha256(program).hexdigest(), USERS, GROUPS, "1")
-    return _once(f"busybox-{key}", lambda target: _fill_busybox(target, busybox))
+    key = key_of(hashlib.sha256(program).hexdigest(), USERS, GROUPS, "1")
+    return once(f"busybox-{key}", lambda target: _fill_busybox(target, busybox))
 
 
 def debian_tar(*, suite: str | None = None, include: Sequence[str] = ("python3",)) -> Path:
@@ -99,7 +99,7 @@ def debian_tar(*, suite: str | None = None, include: Sequence[str] = ("python3",
     tool = shutil.which("mmdebstrap")
     command = [tool or "mmdebstrap", "--quiet", "--variant=minbase", "--format=tar", *LEAN]
     command += [f"--include={','.join(include)}"] if include else []
-    key = _key(suite, platform.machine(), *command[1:])
+    key = key_of(suite, platform.machine(), *command[1:])
     cached = cache_directory() / f"debian-{suite}-{key}.tar"
     if tool is None and not cached.exists():
         msg = "mmdebstrap is not installed; as root: apt-get install mmdebstrap"
@@ -114,14 +114,14 @@ def debian_tar(*, suite: str | None = None, include: Sequence[str] = ("python3",
             msg = f"mmdebstrap could not make {suite}: {' | '.join(last_words)}"
             raise CannotBuild(msg)
 
-    return _once(cached.name, build)
+    return once(cached.name, build)
 
 
-def _key(*parts: str) -> str:
+def key_of(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
-def _once(name: str, build: Callable[[Path], None]) -> Path:
+def once(name: str, build: Callable[[Path], None]) -> Path:
     """Return the entry ``name`` of the cache, built by ``build`` into a new path when it is not there."""
     target = cache_directory() / name
     with _lock(name):

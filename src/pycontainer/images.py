@@ -7,7 +7,7 @@ import os
 import stat
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pycontainer.errors import Conflict, Error, ImageError, NotFound, StoreError
 from pycontainer.image import Image
@@ -18,6 +18,7 @@ from pycontainer.oci.image import MAX_CONFIG, parse_config
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from pycontainer.distribution.save import ArchiveFormat, Packing
     from pycontainer.store import ImageRow, Store
 
 __all__ = ["Images"]
@@ -266,6 +267,86 @@ class Images:
                 archive.close()
         return [self.get(identity) for identity in loaded]
 
+    # ── take out ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def save(
+        self,
+        target: str | Path | IO[bytes],
+        *names: str | Image,
+        format: ArchiveFormat = "docker-archive",  # noqa: A002 - as everybody calls it
+        compress: Packing | None = None,
+    ) -> None:
+        """Write images to an archive that docker, podman, skopeo, containerd and :meth:`load` read.
+
+        The same images give the same bytes. A file is replaced at the end, at once; of one that fails nothing is left.
+
+        Args:
+            target: a path, or a binary stream, which stays open.
+            names: the images. By a reference with a tag it is saved under that name, by one without a tag each image of
+                that repository is, by an id it has no name there, as in docker; an :class:`Image` has all its names.
+            format: ``"docker-archive"``, which is an OCI layout in a tar as well; ``"oci-archive"``, that layout alone;
+                ``"oci-dir"``, a directory, which must be new or empty.
+            compress: ``"gzip"`` or ``"zstd"``, the archive as a whole. Layers are as the store has them.
+
+        Raises:
+            NotFound: there is no such image.
+            AlreadyExists: the directory is not empty.
+            OSError: the target cannot be written.
+
+        >>> import io
+        >>> from pycontainer import Engine
+        >>> with Engine() as engine:
+        ...     archive = io.BytesIO()
+        ...     engine.images.save(archive, engine.images.host())
+        """
+        from pycontainer.distribution.save import save_archive, save_directory
+
+        if format not in ("docker-archive", "oci-archive", "oci-dir"):
+            msg = f"no format of archives: {format!r}; there are docker-archive, oci-archive and oci-dir"
+            raise ValueError(msg)
+        if compress not in (None, "gzip", "zstd"):
+            msg = f"archives are compressed with gzip or zstd, not {compress!r}"
+            raise ValueError(msg)
+        found = self._to_save(names)
+        place = Path(target) if isinstance(target, str | os.PathLike) else target
+        if format != "oci-dir":
+            save_archive(self._store, found, place, docker=format == "docker-archive", packing=compress)
+            return
+        if not isinstance(place, Path) or compress is not None:
+            msg = "oci-dir is a directory: it takes a path, and is not compressed"
+            raise ValueError(msg)
+        save_directory(self._store, found, place)
+
+    def _to_save(self, names: Sequence[str | Image]) -> Sequence[tuple[ImageRow, tuple[str, ...]]]:
+        if not names:
+            msg = "no image to save is named"
+            raise ValueError(msg)
+        rows: dict[str, ImageRow] = {}
+        kept: dict[str, dict[str, None]] = {}
+        for name in names:
+            for row, references in self._named_all(name):
+                rows.setdefault(row.id, row)
+                kept.setdefault(row.id, {}).update(dict.fromkeys(references))
+        return [(row, tuple(kept[identity])) for identity, row in rows.items()]
+
+    def _named_all(self, name: str | Image) -> Iterator[tuple[ImageRow, tuple[str, ...]]]:
+        """Give the images that a name means to docker's ``save``, and the references to save them under."""
+        if isinstance(name, Image):
+            row = self._find(name)
+            yield row, row.references
+            return
+        bare = None if name.startswith(_ID) else _bare_repository(name)
+        found = [
+            (row, tuple(text for text in row.references if parse_reference(text).name == bare))
+            for row in (self._store.db.images() if bare else ())
+        ]
+        if any(references for _, references in found):
+            yield from ((row, references) for row, references in found if references)
+            return
+        row = self._find(name)
+        reference = self._named(name, row)
+        yield row, (reference,) if reference is not None else ()
+
     def host(self) -> Image:
         """Return an image of the host's own programs, made without copying them: see :mod:`pycontainer.host`."""
         from pycontainer.host import host_image
@@ -275,6 +356,12 @@ class Images:
 
 def _mount(item: dict[str, Any]) -> Mount:
     return Mount.bind(item["source"], item["target"], read_only=True, options=item.get("options", ()))
+
+
+def _bare_repository(text: str) -> str | None:
+    """Return the whole name of the repository that a text means, if it has neither tag nor digest."""
+    bare = "@" not in text and ":" not in text.rpartition("/")[2]
+    return parse_reference(text).name if bare else None
 
 
 def _new_reference(text: str) -> str:

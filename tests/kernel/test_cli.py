@@ -460,6 +460,26 @@ def test_a_store_loads_as_the_layout_it_is(own: Path, tmp_path: Path) -> None:
     assert "Loaded image: box:1" in done.stdout
 
 
+def test_an_archive_to_the_output_and_to_a_file(own: Path, tmp_path: Path) -> None:
+    with (tmp_path / "piped.tar").open("wb") as file:
+        assert cli(own, "save", "box:1", stdout=file, stderr=subprocess.PIPE, capture_output=False).stderr == ""
+    assert cli(own, "image", "save", "-q", "-o", tmp_path / "named.tar", "box").stdout == ""
+    assert (tmp_path / "named.tar").read_bytes() == (tmp_path / "piped.tar").read_bytes()
+    done = cli(tmp_path / "second", "load", "-i", tmp_path / "named.tar")
+    assert done.stdout == "Loaded image: box:1\n"
+    missing = cli(own, "save", "-o", tmp_path / "missing.tar", "nosuch")
+    assert (missing.returncode, "no image 'nosuch'" in missing.stderr) == (1, True)
+    assert not (tmp_path / "missing.tar").exists()
+    assert "name it with -o" in cli(own, "save", "--format", "oci-dir", "box").stderr
+    primary, terminal = os.openpty()
+    try:
+        refused = cli(own, "save", "box", stdout=terminal, stderr=subprocess.PIPE, capture_output=False)
+    finally:
+        os.close(terminal)
+        os.close(primary)
+    assert (refused.returncode, "not for a terminal" in refused.stderr) == (1, True)
+
+
 def test_versions_and_information(root: Path) -> None:
     assert cli(root, "--version").stdout.startswith("pycontainer version ")
     assert "Kernel" in cli(root, "version").stdout

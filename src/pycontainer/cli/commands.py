@@ -12,13 +12,14 @@ from pycontainer.cli import Settings
 _MODULES = {
     "doctor": "host",
     "images": "images",
-    "import": "images",
+    "import": "archives",
     "info": "host",
     "inspect": "images",
-    "load": "images",
+    "load": "archives",
     "rmi": "images",
     "run": "run",
     "run-bundle": "run",
+    "save": "archives",
     "tag": "images",
     "version": "host",
 }
@@ -28,6 +29,7 @@ _IMAGE = {
     "load": "load",
     "ls": "images",
     "rm": "rmi",
+    "save": "save",
     "tag": "tag",
 }
 

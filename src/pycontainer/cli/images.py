@@ -1,23 +1,18 @@
-"""``images``, ``load``, ``import``, ``tag``, ``rmi`` and ``inspect``: images, as docker's commands of these names."""
+"""``images``, ``tag``, ``rmi`` and ``inspect``: images, as docker's commands of these names."""
 
 from __future__ import annotations
 
 import datetime as dt
 import fnmatch
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 
 from pycontainer import Engine, Error, Image, NotFound
 from pycontainer.cli import FAILED, Settings, tell
-from pycontainer.cli.changes import parse_changes
 from pycontainer.cli.tables import age_words, format_rows, size_words
 from pycontainer.cli.template import Template, to_json
 
@@ -25,7 +20,6 @@ _NONE = "<none>"
 _TABLE = "table {{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
 _TABLE_DIGESTS = "table {{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
 _TITLES = {"ID": "IMAGE ID", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT"}
-_CHUNK = 1 << 20
 _PASS = click.make_pass_decorator(Settings)
 
 
@@ -125,65 +119,6 @@ def images_command(  # noqa: PLR0917 - click calls it by name
     if layout in (None, "table"):
         layout = "{{.ID}}" if quiet else _TABLE_DIGESTS if digests else _TABLE
     click.echo(format_rows(rows, _TITLES, str(layout)), nl=False)
-
-
-# ── load, import ──
-
-
-@contextmanager
-def _from_stdin() -> Iterator[Path]:
-    """Give a file of what comes in: archives are read in several passes."""
-    if os.isatty(0):
-        msg = "an archive is expected on the standard input, which is a terminal; name a file with -i, or redirect one"
-        raise ValueError(msg)
-    with tempfile.NamedTemporaryFile(prefix="pycontainer-", suffix=".tar") as file:
-        while data := os.read(0, _CHUNK):
-            file.write(data)
-        file.flush()
-        yield Path(file.name)
-
-
-@click.command("load", short_help="Load images from an archive.")
-@click.option(
-    "-i", "--input", "path", type=click.Path(path_type=Path), metavar="FILE", help="Instead of the standard input."
-)
-@click.option("-q", "--quiet", is_flag=True, help="Accepted: nothing is shown meanwhile.")
-@_PASS
-def load_command(settings: Settings, path: Path | None, quiet: bool) -> None:  # noqa: ARG001, FBT001
-    """Load the images of an archive made by docker save, podman save, skopeo or umoci, or of an OCI layout.
-
-    From the standard input, it is first written to a file in TMPDIR.
-    """
-    with Engine(settings.root) as engine:
-        if path is not None:
-            loaded = engine.images.load_all(path)
-        else:
-            with _from_stdin() as file:
-                loaded = engine.images.load_all(file)
-    for image in loaded:
-        if not image.references:
-            click.echo(f"Loaded image ID: {image.id}")
-        for reference in image.references:
-            click.echo(f"Loaded image: {reference}")
-
-
-@click.command("import", short_help="Make an image from a root file system.")
-@click.argument("source", metavar="DIR|TAR|-")
-@click.argument("reference", required=False)
-@click.option(
-    "-c", "--change", "changes", multiple=True, metavar="INSTRUCTION", help="As in a Dockerfile: CMD, ENV, USER…"
-)
-@_PASS
-def import_command(settings: Settings, source: str, reference: str | None, changes: Sequence[str]) -> None:
-    """Make an image of one layer from a directory or a tar; print its id."""
-    config = parse_changes(changes)
-    with Engine(settings.root) as engine:
-        if source == "-":
-            with _from_stdin() as file:
-                image = engine.images.import_rootfs(file, reference=reference, config=config)
-        else:
-            image = engine.images.import_rootfs(source, reference=reference, config=config)
-    click.echo(image.id)
 
 
 # ── tag, rmi ──

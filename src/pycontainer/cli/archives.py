@@ -1,0 +1,116 @@
+"""``load``, ``save`` and ``import``: images from and to files, as docker's and podman's commands of these names."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pycontainer import Engine
+from pycontainer.cli import Settings
+from pycontainer.cli.changes import parse_changes
+
+_CHUNK = 1 << 20
+_PASS = click.make_pass_decorator(Settings)
+
+
+@contextmanager
+def _from_stdin() -> Iterator[Path]:
+    """Give a file of what comes in: archives are read in several passes."""
+    if os.isatty(0):
+        msg = "an archive is expected on the standard input, which is a terminal; name a file with -i, or redirect one"
+        raise ValueError(msg)
+    with tempfile.NamedTemporaryFile(prefix="pycontainer-", suffix=".tar") as file:
+        while data := os.read(0, _CHUNK):
+            file.write(data)
+        file.flush()
+        yield Path(file.name)
+
+
+@click.command("load", short_help="Load images from an archive.")
+@click.option(
+    "-i", "--input", "path", type=click.Path(path_type=Path), metavar="FILE", help="Instead of the standard input."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Accepted: nothing is shown meanwhile.")
+@_PASS
+def load_command(settings: Settings, path: Path | None, quiet: bool) -> None:  # noqa: ARG001, FBT001
+    """Load the images of an archive made by docker save, podman save, skopeo or umoci, or of an OCI layout.
+
+    From the standard input, it is first written to a file in TMPDIR.
+    """
+    with Engine(settings.root) as engine:
+        if path is not None:
+            loaded = engine.images.load_all(path)
+        else:
+            with _from_stdin() as file:
+                loaded = engine.images.load_all(file)
+    for image in loaded:
+        if not image.references:
+            click.echo(f"Loaded image ID: {image.id}")
+        for reference in image.references:
+            click.echo(f"Loaded image: {reference}")
+
+
+@click.command("import", short_help="Make an image from a root file system.")
+@click.argument("source", metavar="DIR|TAR|-")
+@click.argument("reference", required=False)
+@click.option(
+    "-c", "--change", "changes", multiple=True, metavar="INSTRUCTION", help="As in a Dockerfile: CMD, ENV, USER…"
+)
+@_PASS
+def import_command(settings: Settings, source: str, reference: str | None, changes: Sequence[str]) -> None:
+    """Make an image of one layer from a directory or a tar; print its id."""
+    config = parse_changes(changes)
+    with Engine(settings.root) as engine:
+        if source == "-":
+            with _from_stdin() as file:
+                image = engine.images.import_rootfs(file, reference=reference, config=config)
+        else:
+            image = engine.images.import_rootfs(source, reference=reference, config=config)
+    click.echo(image.id)
+
+
+@click.command("save", short_help="Write images to an archive.")
+@click.argument("names", nargs=-1, required=True, metavar="IMAGE...")
+@click.option(
+    "-o", "--output", "path", type=click.Path(path_type=Path), metavar="FILE", help="Instead of the standard output."
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["docker-archive", "oci-archive", "oci-dir"]),
+    default="docker-archive",
+    show_default=True,
+    help="docker-archive is an OCI layout as well.",
+)
+@click.option("--compress", type=click.Choice(["gzip", "zstd"]), help="Compress the archive as a whole.")
+@click.option("-q", "--quiet", is_flag=True, help="Show nothing meanwhile.")
+@click.option("-m", "--multi-image-archive", "_several", is_flag=True, help="Accepted: several images may be given.")
+@_PASS
+def save_command(
+    settings: Settings,
+    names: Sequence[str],
+    path: Path | None,
+    form: Any,  # noqa: ANN401 - one of a choice
+    compress: Any,  # noqa: ANN401
+    quiet: bool,  # noqa: ARG001, FBT001 - click's
+    _several: bool,  # noqa: FBT001
+) -> None:
+    """Write images to an archive for docker, podman, skopeo, containerd or pycontainer load.
+
+    By a name without a tag, all tags of it are saved.
+    """
+    if path is None and form == "oci-dir":
+        msg = "oci-dir is a directory; name it with -o"
+        raise ValueError(msg)
+    if path is None and os.isatty(1):
+        msg = "an archive is not for a terminal; name a file with -o, or redirect the output"
+        raise ValueError(msg)
+    with Engine(settings.root) as engine:
+        engine.images.save(sys.stdout.buffer if path is None else path, *names, format=form, compress=compress)

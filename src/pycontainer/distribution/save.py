@@ -1,0 +1,206 @@
+"""Write images of the store to an archive, or to a directory: nothing is unpacked, packed or computed anew.
+
+An archive is an OCI image layout; with the ``manifest.json`` of ``docker save`` in it, which names the same blobs, all
+docker since 1.10, podman, skopeo, umoci and containerd read it. Manifests are what the store has, byte for byte; times,
+owners and the order of the members are fixed: the same images give the same archive.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import attrs
+
+from pycontainer.distribution.sinks import DescriptorSink, PackedSink, Packing, StreamSink, replacing
+from pycontainer.errors import AlreadyExists
+from pycontainer.oci.image import MAX_CONFIG, REF_NAME, Descriptor, Index, parse_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pycontainer.distribution.sinks import Sink
+    from pycontainer.store import ImageRow, Store
+
+__all__ = ["ArchiveFormat", "Packing", "save_archive", "save_directory"]
+
+ArchiveFormat = Literal["docker-archive", "oci-archive", "oci-dir"]
+
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+_CONTAINERD_NAME = "io.containerd.image.name"
+_BLOCK = 512
+
+
+@attrs.frozen
+class _Content:
+    """What an archive holds: documents by name, and the blobs, in the order of the members."""
+
+    documents: dict[str, bytes]
+    blobs: tuple[str, ...]
+    directories: tuple[str, ...]
+
+
+def save_archive(
+    store: Store,
+    images: Sequence[tuple[ImageRow, Sequence[str]]],
+    target: Path | IO[bytes],
+    *,
+    docker: bool = True,
+    packing: Packing | None = None,
+) -> None:
+    """Write images to a tar file.
+
+    Args:
+        store: has them.
+        images: each with the whole references that the archive gives it.
+        target: a path, which is replaced when all is written; or a binary stream, which stays open.
+        docker: also for those that know only the format of ``docker save``.
+        packing: compress the whole.
+
+    Raises:
+        StoreError: a blob is missing or shorter than it was.
+        OSError: the target cannot be written; of a path nothing is left.
+    """
+    with _kept(store, images), ExitStack() as stack:
+        content = _content(store, images, docker=docker)
+        sink: Sink
+        if isinstance(target, Path):
+            sink = DescriptorSink(stack.enter_context(replacing(target)))
+        elif isinstance(target, io.BufferedWriter | io.FileIO):  # others may have a descriptor and mean another one
+            target.flush()
+            sink = DescriptorSink(target.fileno())
+        else:
+            sink = StreamSink(target)
+        if packing is not None:
+            sink = PackedSink(sink, packing)
+        _write_tar(store, content, sink)
+        sink.finish()
+
+
+def save_directory(store: Store, images: Sequence[tuple[ImageRow, Sequence[str]]], target: Path) -> None:
+    """Write images to a directory as an OCI image layout.
+
+    Its ``index.json`` comes last: what a killed process leaves is no layout, and the next call goes on with it.
+
+    Args:
+        store: has them.
+        images: each with the whole references that the layout gives it.
+        target: a directory that is missing, empty or unfinished.
+
+    Raises:
+        AlreadyExists: there is something else.
+        StoreError: a blob is missing or shorter than it was.
+        OSError: the target cannot be written; nothing is left.
+    """
+    with _kept(store, images), ExitStack() as failed:
+        content = _content(store, images, docker=False)
+        _make_directory(target, failed)
+        for name in content.directories:
+            _make_directory(target / name, failed)
+        for digest in content.blobs:
+            path = target / _blob_name(digest)
+            with store.blobs.open(digest) as blob, replacing(path) as fd:
+                failed.callback(path.unlink, missing_ok=True)
+                DescriptorSink(fd).copy(blob.fileno(), os.fstat(blob.fileno()).st_size)
+        for name, data in sorted(content.documents.items(), reverse=True):  # index.json after oci-layout
+            with replacing(target / name) as fd:
+                failed.callback((target / name).unlink, missing_ok=True)
+                DescriptorSink(fd).write(data)
+        failed.pop_all()
+
+
+def _make_directory(path: Path, failed: ExitStack) -> None:
+    try:
+        path.mkdir()
+    except FileExistsError:
+        names = {entry.name for entry in path.iterdir()} if path.is_dir() else {""}
+        if path.name == "blobs" or path.parent.name == "blobs":
+            return
+        if names - {"blobs", "oci-layout"}:
+            msg = f"{path} is there already; choose a new or empty directory"
+            raise AlreadyExists(msg) from None
+    else:
+        failed.callback(_remove_directory, path)
+
+
+def _remove_directory(path: Path) -> None:
+    with suppress(OSError):  # somebody else put something there meanwhile: that is theirs
+        path.rmdir()
+
+
+@contextmanager
+def _kept(store: Store, images: Sequence[tuple[ImageRow, Sequence[str]]]) -> Iterator[None]:
+    """Keep the images from being removed meanwhile."""
+    with ExitStack() as stack:
+        for row, _ in images:
+            store.acquire(row.id)
+            stack.callback(store.release, row.id)
+        yield
+
+
+def _content(store: Store, images: Sequence[tuple[ImageRow, Sequence[str]]], *, docker: bool) -> _Content:
+    entries: list[Descriptor] = []
+    items: list[dict[str, Any]] = []
+    blobs: dict[str, None] = {}
+    for row, references in images:
+        layers = [layer.digest for layer in store.db.layers(row.id)]
+        blobs |= dict.fromkeys((row.digest, row.id, *layers))
+        config = parse_config(store.blobs.read(row.id, limit=MAX_CONFIG), f"the config of {row.id}")
+        plain = Descriptor(
+            media_type=row.media_type, digest=row.digest, size=row.manifest_size, platform=config.platform
+        )
+        # Podman takes ref.name for the whole name, containerd has a name of its own for that.
+        entries += [
+            attrs.evolve(plain, annotations={_CONTAINERD_NAME: name, REF_NAME: name}) for name in references
+        ] or [plain]
+        items.append(
+            {
+                "Config": _blob_name(row.id),
+                "RepoTags": list(references) or None,  # whole: podman takes "debian:12" for "localhost/debian:12"
+                "Layers": [_blob_name(digest) for digest in layers],
+            }
+        )
+    documents = {"oci-layout": _LAYOUT, "index.json": Index(manifests=tuple(entries)).to_bytes()}
+    if docker:
+        documents["manifest.json"] = json.dumps(items, separators=(",", ":")).encode()
+    parents = sorted({f"blobs/{digest.partition(':')[0]}" for digest in blobs})
+    return _Content(documents, tuple(blobs), ("blobs", *parents))
+
+
+def _blob_name(digest: str) -> str:
+    return "blobs/" + digest.replace(":", "/")
+
+
+# ── tar ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _write_tar(store: Store, content: _Content, sink: Sink) -> None:
+    # Documents first: a reader of a stream knows what the blobs are when they come.
+    for name, data in content.documents.items():
+        sink.write(_header(name, len(data)) + data + _padding(len(data)))
+    for name in content.directories:
+        sink.write(_header(name, 0, directory=True))
+    for digest in content.blobs:
+        with store.blobs.open(digest) as blob:
+            size = os.fstat(blob.fileno()).st_size
+            sink.write(_header(_blob_name(digest), size))
+            sink.copy(blob.fileno(), size)
+            sink.write(_padding(size))
+    sink.write(bytes(2 * _BLOCK))
+
+
+def _header(name: str, size: int, *, directory: bool = False) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    member.mode = 0o755 if directory else 0o644
+    member.type = tarfile.DIRTYPE if directory else tarfile.REGTYPE
+    return member.tobuf(tarfile.PAX_FORMAT)
+
+
+def _padding(size: int) -> bytes:
+    return bytes(-size % _BLOCK)

@@ -47,7 +47,9 @@ def shown(store: Store, image: Image, base: Path) -> Iterator[Path]:
         store.release(image.id)
 
 
-@pytest.mark.parametrize(("make", "compression"), RECIPES, ids=lambda value: getattr(value, "__name__", value or "plain"))
+@pytest.mark.parametrize(
+    ("make", "compression"), RECIPES, ids=lambda value: getattr(value, "__name__", value or "plain")
+)
 def test_a_loaded_image_is_the_tree_of_its_layers(
     make: Callable[[], Recipe], compression: Compression, tmp_path: Path
 ) -> None:

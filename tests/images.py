@@ -354,7 +354,7 @@ def write_hybrid(layout: Path, target: Path, reference: str) -> None:
 def compress(plain: bytes, compression: Compression) -> bytes:
     """Compress a layer, to the same bytes each time."""
     if compression == "gzip":
-        return gzip.compress(plain, 6, mtime=0)
+        return gzip.compress(plain, 1, mtime=0)
     return zstandard.compress(plain, 3) if compression == "zstd" else plain
 
 

@@ -15,7 +15,7 @@ from tests import rootfs
 from tests.images import Entry, Recipe, write_layer
 from tests.trees import CAPABILITY
 
-__all__ = ["chain", "node_modules", "node_modules_tar", "odd", "sparse"]
+__all__ = ["chain", "node_modules", "node_modules_tar", "odd", "sparse", "text"]
 
 _SECOND = 10**9
 _USUAL = 1_700_000_000 * _SECOND
@@ -227,17 +227,16 @@ def chain(count: int = 120) -> Recipe:
 # ── many small files ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def node_modules(files: int = 30_000, *, mean: int = 2_200, seed: int = 1) -> Iterator[Entry]:
+def node_modules(files: int = 30_000, *, mean: int = 2_200, variety: int = 3 << 20) -> Iterator[Entry]:
     """Give the entries of a directory as npm fills it: packages in packages, scopes, links in .bin, small texts.
 
     Args:
         files: how many.
         mean: size of a file in bytes.
-        seed: of what is random in it.
+        variety: bytes of text that the files are pieces of.
     """
-    rng = random.Random(seed)  # noqa: S311 - the same tree every time
-    words = [bytes(rng.choices(b"abcdefghijklmnopqrstuv(){};=. \n", k=rng.randint(3, 12))) for _ in range(3000)]
-    pool = b" ".join(rng.choices(words, k=400_000))
+    rng = random.Random(1)  # noqa: S311 - the same tree every time
+    pool = text(rng, variety)
     yield _directory("app")
     yield _directory("app/node_modules")
     yield _directory("app/node_modules/.bin")
@@ -266,6 +265,21 @@ def node_modules(files: int = 30_000, *, mean: int = 2_200, seed: int = 1) -> It
         yield from _package(package, count, mean, pool, rng)
         if number % 9 == 0:
             yield _link(f"app/node_modules/.bin/{name}", f"../{package.removeprefix('app/node_modules/')}/index.js")
+
+
+def text(rng: random.Random, size: int) -> bytes:
+    """Return so many bytes that compress as programs do: some words and phrases are everywhere, most are rare."""
+    letters = b"abcdefghijklmnopqrstuvwxyzeeeeaaattt_"
+    words = [bytes(rng.choices(letters, k=rng.randint(2, 9))) for _ in range(2000)]
+    words += [b"(", b")", b"{\n", b"}\n", b" = ", b";\n", b".", b", "] * 20
+    weights = [1 / (1 + rank % 2000) for rank in range(len(words))]
+    phrases = [b" ".join(rng.choices(words, weights, k=rng.randint(2, 12))) for _ in range(6000)]
+    usual = [1 / (5 + rank) for rank in range(len(phrases))]
+    parts, length = list[bytes](), 0
+    while length < size:
+        parts.append(b"\n  ".join(rng.choices(phrases, usual, k=5000)))
+        length += len(parts[-1])
+    return b"\n".join(parts)[:size]
 
 
 _STEMS = (
@@ -315,4 +329,4 @@ def node_modules_tar(files: int = 30_000, *, mean: int = 2_200) -> Path:
         with target.open("wb") as file:
             write_layer(file, node_modules(files, mean=mean))
 
-    return rootfs.once(f"node-modules-{rootfs.key_of(str(files), str(mean), '1')}.tar", build)
+    return rootfs.once(f"node-modules-{rootfs.key_of(str(files), str(mean), '2')}.tar", build)

@@ -9,6 +9,7 @@ b'hello\n'
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pycontainer.distribution.transfer import Progress
     from pycontainer.engine import Engine
     from pycontainer.errors import (
         AlreadyExists,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from pycontainer.images import Images
     from pycontainer.launch import Namespace
     from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Propagation, Result, Rlimit, Size, Usage
-    from pycontainer.progress import Progress
     from pycontainer.running import Running
     from pycontainer.streams import Input, Output
 
@@ -79,7 +79,7 @@ _HOMES = {
     "Input": "streams",
     "Namespace": "launch",
     "Output": "streams",
-    "Progress": "progress",
+    "Progress": "distribution.transfer",
     "Running": "running",
     **dict.fromkeys(
         ("Device", "IdMap", "ImageConfig", "Limits", "Mount", "Propagation", "Result", "Rlimit", "Size", "Usage"),

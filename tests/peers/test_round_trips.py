@@ -1,0 +1,294 @@
+"""Images go from us to other tools and come back: each shows the tree that the layers say, and no digest changes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import attrs
+import pytest
+
+from pycontainer.image import Image
+from pycontainer.distribution.save import ArchiveFormat
+from pycontainer.images import Images
+from pycontainer.store import Store
+from tests import recipes, rootfs
+from tests.images import Compression, Recipe, agreed, expected, undescribed, write_layout
+from tests.peers.tools import Containers, Docker, dockerd, need, overlay, registry, run, scratch, skopeo
+from tests.trees import Description, describe, differences, tree_hash
+
+
+@attrs.frozen(kw_only=True)
+class Picture:
+    """An image to send around.
+
+    Attributes:
+        name: of it.
+        layout: where it comes from.
+        model: the tree that it is.
+        implied: directories that the last layer to touch them does not describe.
+        id: digest of its config.
+        digest: digest of its manifest.
+    """
+
+    name: str
+    layout: Path
+    model: Description
+    implied: set[str]
+    id: str
+    digest: str
+
+    @property
+    def reference(self) -> str:
+        """Its name and tag."""
+        return f"{self.name}:1"
+
+
+def _node_modules() -> Recipe:
+    return Recipe(layers=[list(recipes.node_modules())])
+
+
+def _debian() -> Path:
+    return rootfs.debian_tar(include=("python3", "gcc", "libc6-dev"))
+
+
+def _extracted(tar: Path, target: Path) -> Description:
+    """Describe what GNU tar makes of a layer."""
+    target.mkdir(parents=True)
+    run("tar", "-C", target, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xpf", tar)
+    found = describe(target, whole_seconds=False, root_too=False)
+    shutil.rmtree(target)
+    return found
+
+
+RECIPES: dict[str, tuple[Callable[[], Recipe], Compression]] = {
+    "odd": (recipes.odd, "gzip"),
+    "chain": (recipes.chain, "gzip"),
+    "sparse": (recipes.sparse, "zstd"),
+    "node_modules": (_node_modules, "zstd"),
+    "debian": (lambda: Recipe(layers=[]), "zstd"),
+}
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Iterator[Callable[[str], Picture]]:
+    """Give a function that gives a picture, made at the first call."""
+    made: dict[str, Picture] = {}
+    with scratch() as base:
+
+        def picture(name: str) -> Picture:
+            if name not in made:
+                made[name] = _make(name, base / name)
+            return made[name]
+
+        yield picture
+
+
+def _make(name: str, home: Path) -> Picture:
+    make, compression = RECIPES[name]
+    try:
+        recipe = make()
+        tars = {"node_modules": recipes.node_modules_tar, "debian": _debian}
+        layers = [tars[name]()] if name in tars else []
+    except rootfs.CannotBuild as reason:
+        pytest.skip(str(reason))
+    manifest = write_layout(home / "layout", recipe, tag=name, compression=compression, layers=layers)
+    index = json.loads((home / "layout/index.json").read_bytes())
+    return Picture(
+        name=name,
+        layout=home / "layout",
+        model=expected(recipe.layers) if recipe.layers else _extracted(layers[0], home / "tree"),
+        implied=undescribed(recipe.layers),
+        id=manifest["config"]["digest"],
+        digest=index["manifests"][0]["digest"],
+    )
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """Give a directory in memory."""
+    with scratch() as path:
+        yield path
+
+
+@pytest.fixture
+def images(base: Path) -> Iterator[Images]:
+    """Give the images of an empty store."""
+    with Store.open(base / "store") as store:
+        yield Images(store)
+
+
+@pytest.fixture(scope="module")
+def docker() -> Iterator[Docker]:
+    """Give a docker daemon for all tests."""
+    with scratch() as path, dockerd(path) as daemon:
+        yield daemon
+
+
+def sent(images: Images, picture: Picture, target: Path, form: ArchiveFormat = "docker-archive") -> Path:
+    """Load a picture from where it comes from and save it."""
+    image = images.load(picture.layout, reference=picture.reference)
+    assert (image.id, image.digest) == (picture.id, picture.digest)
+    images.save(target, picture.reference, format=form)
+    return target
+
+
+def come_back(archive: Path, picture: Picture, base: Path) -> Image:
+    """Load what a tool saved into another store: it is the same image, and its tree is the same."""
+    with Store.open(base / "back") as store:
+        image = Images(store).load(archive, reference=picture.reference)
+        assert image.id == picture.id
+        with overlay(store.acquire(image.id)) as merged:
+            found = describe(merged, whole_seconds=False, root_too=False)
+        store.release(image.id)
+    assert differences(found, agreed(found, picture.model)) == {}
+    assert tree_hash(found) == tree_hash(agreed(found, picture.model))
+    shutil.rmtree(base / "back")
+    return image
+
+
+def as_go_unpacks(found: Description, picture: Picture, *, old_times: bool, parents: bool) -> Description:
+    """Return what a tool written in Go makes of a picture.
+
+    Its tar drops extended attributes of no bytes. Podman and docker set times before 1970 to 1970, and make directories
+    that a layer does not describe anew, with mode 0755 and owner root, whatever lies below; umoci does neither.
+    """
+    model = agreed(found, picture.model)
+    for name, (mode, uid, gid, time, attributes, content, partner) in model.items():
+        assert isinstance(attributes, dict)
+        assert isinstance(time, int)
+        kept = {key: value for key, value in attributes.items() if value}
+        seen = found.get(name, (None,) * 4)
+        if name in picture.implied:
+            mode, uid, gid = (mode, uid, gid) if parents else ("0o40755", 0, 0)  # noqa: PLW2901
+        when = seen[3] if name in picture.implied else time if old_times else max(time, 0)
+        model[name] = (mode, uid, gid, when, kept, content, partner)
+    return model
+
+
+# ── podman, docker ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "forms"),
+    [
+        ("odd", ["docker-archive", "oci-archive"]),
+        ("chain", ["docker-archive"]),
+        ("node_modules", ["oci-archive"]),
+        ("debian", ["oci-archive"]),
+    ],
+)
+def test_through_podman(
+    pictures: Callable[[str], Picture], images: Images, base: Path, name: str, forms: list[str]
+) -> None:
+    picture = pictures(name)
+    podman = Containers(base)
+    podman("load", "--quiet", "--input", sent(images, picture, base / "ours.tar"))
+    told = podman.image(picture.reference)
+    assert "sha256:" + told["Id"] == picture.id
+    assert f"docker.io/library/{picture.reference}" in told["RepoTags"]
+    found = podman.tree(picture.reference)
+    assert differences(found, as_go_unpacks(found, picture, old_times=False, parents=False)) == {}
+    for form in forms:
+        podman("save", "--quiet", "--format", form, "--output", base / form, picture.reference)
+        come_back(base / form, picture, base)
+
+
+@pytest.mark.parametrize("name", ["odd", "chain", "node_modules"])
+def test_through_docker(
+    pictures: Callable[[str], Picture], images: Images, base: Path, docker: Docker, name: str
+) -> None:
+    picture = pictures(name)
+    docker("load", "--quiet", "--input", sent(images, picture, base / "ours.tar"))
+    assert docker.image(picture.reference)["Id"] == picture.id
+    found = docker.tree(picture.reference)
+    assert differences(found, as_go_unpacks(found, picture, old_times=False, parents=False)) == {}
+    docker("save", "--output", base / "saved.tar", picture.reference)
+    docker("rmi", picture.reference)
+    come_back(base / "saved.tar", picture, base)
+
+
+# ── umoci, buildah ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["odd", "chain"])
+def test_through_umoci(pictures: Callable[[str], Picture], images: Images, base: Path, name: str) -> None:
+    need("umoci")
+    picture = pictures(name)
+    layout = sent(images, picture, base / "layout", "oci-dir")
+    (tag,) = run("umoci", "ls", "--layout", layout).split()
+    run("umoci", "unpack", "--image", f"{layout}:{tag}", base / "bundle")
+    root = base / "bundle/rootfs"
+    found = describe(root, whole_seconds=False, root_too=False)
+    assert differences(found, as_go_unpacks(found, picture, old_times=True, parents=True)) == {}
+    come_back(layout, picture, base)
+    (root / "added").write_text("by umoci")
+    shutil.rmtree(root / "bin")
+    run("umoci", "repack", "--image", f"{layout}:changed", base / "bundle")
+    with Store.open(base / "changed") as store:
+        image = Images(store).load(layout, reference="changed")
+        assert image.layers[:-1] == images.get(picture.reference).layers
+        with overlay(store.acquire(image.id)) as merged:
+            names = {*describe(merged, root_too=False)}
+        store.release(image.id)
+    assert names == {name for name in picture.model if name.split("/", 1)[0] != "bin"} | {"added"}
+
+
+def test_through_buildah(pictures: Callable[[str], Picture], images: Images, base: Path) -> None:
+    picture = pictures("odd")
+    buildah = Containers(base)
+    archive = sent(images, picture, base / "ours.tar", "oci-archive")
+    buildah("from", "--quiet", "--name", "work", f"oci-archive:{archive}", program="buildah")
+    (base / "file").write_text("by buildah")
+    buildah("add", "--quiet", "work", base / "file", "/added", program="buildah")
+    buildah("commit", "--quiet", "work", f"oci-archive:{base}/built:built:1", program="buildah")
+    with Store.open(base / "built-store") as store:
+        image = Images(store).load(base / "built")
+        assert image.layers[:-1] == images.get(picture.reference).layers
+        with overlay(store.acquire(image.id)) as merged:
+            found = describe(merged, whole_seconds=False, root_too=False)
+            assert (merged / "added").read_text() == "by buildah"
+        store.release(image.id)
+    del found["added"]
+    assert differences(found, agreed(found, picture.model)) == {}
+
+
+# ── skopeo, a registry ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "theirs"),
+    [
+        ("odd", "docker-archive", "docker-archive"),
+        ("odd", "oci-archive", "oci"),
+        ("odd", "oci-dir", "oci-archive"),
+        ("chain", "oci-archive", "oci-archive"),
+        ("sparse", "oci-archive", "oci"),
+        ("sparse", "docker-archive", "docker-archive"),
+        ("node_modules", "docker-archive", "docker-archive"),
+    ],
+)
+def test_through_skopeo(
+    pictures: Callable[[str], Picture], images: Images, base: Path, name: str, ours: ArchiveFormat, theirs: str
+) -> None:
+    picture = pictures(name)
+    archive = sent(images, picture, base / "ours", ours)
+    kind = {"docker-archive": "docker-archive", "oci-archive": "oci-archive", "oci-dir": "oci"}[ours]
+    skopeo(f"{kind}:{archive}", f"{theirs}:{base}/copy:{picture.reference}")
+    image = come_back(base / "copy", picture, base)
+    if "docker-archive" not in (ours, theirs):  # which has no manifest
+        assert image.digest == picture.digest
+
+
+@pytest.mark.parametrize("name", ["odd", "chain", "sparse"])
+def test_through_a_registry(pictures: Callable[[str], Picture], images: Images, base: Path, name: str) -> None:
+    picture = pictures(name)
+    archive = sent(images, picture, base / "ours", "oci-archive")
+    (base / "registry").mkdir()
+    with registry(base / "registry") as address:
+        place = f"docker://{address}/some/{picture.reference}"
+        skopeo(f"oci-archive:{archive}", place, "--dest-tls-verify=false")
+        skopeo(place, f"oci-archive:{base}/copy:{picture.reference}", "--src-tls-verify=false")
+    assert come_back(base / "copy", picture, base).digest == picture.digest

@@ -1,6 +1,6 @@
 /* Turns the members of a tar into files below one directory: owners, modes, xattrs, times, links, whiteouts; see layer.h.
  * openat(2), linkat(2), symlinkat(2), mknodat(2), fchown(2), fsetxattr(2), utimensat(2).
- * Called through ffi; parses with tar.c, resolves with inside.c.
+ * Called through ffi; parses with tar.c, judges with rules.c, resolves with inside.c.
  *
  * Two facts order the steps. chown clears setuid and security.capability, and so does a write by an ordinary user: so
  * content, owner, mode, xattrs, times, in this order. And the umask, a setgid parent or a default ACL may change what we
@@ -18,11 +18,8 @@
 
 #include "tar.h"
 #include "inside.h"
+#include "rules.h"
 #include "util.h"
-
-static const char whiteout_prefix[] = ".wh.";
-static const char aufs_prefix[] = ".wh..wh.";
-static const char opaque_name[] = ".wh..wh..opq";
 
 struct PycLayer {
     PycLayerOptions options;
@@ -48,10 +45,7 @@ int pyc_layer_open(int dirfd, const PycLayerOptions *options, PycLayer **ret_lay
     if (!layer)
         return pyc_fail(err, ENOMEM, "allocate the layer", NULL);
     PycLayerOptions *o = &layer->options;
-    *o = *options;
-    o->max_bytes = o->max_bytes ? o->max_bytes : UINT64_MAX;
-    o->max_entries = o->max_entries ? o->max_entries : UINT64_MAX;
-    o->max_meta = o->max_meta ? o->max_meta : 1 << 20;
+    *o = pyc_rules_defaults(options);
     layer->file = layer->inside.root = -1;
     layer->uid = geteuid();
     layer->gid = getegid();
@@ -95,14 +89,6 @@ static int is_prefix(const char *prefix, const char *text) { return strncmp(text
 
 /* ---- what a new inode gets ---- */
 
-/* Names that mean something to the host and not to the image. An overlay's own xattrs would let a layer redirect its
- * directories anywhere in the lower ones; labels (selinux, ima, smack) belong to the host's policy. */
-static int is_foreign_xattr(const char *name) {
-    if (is_prefix("trusted.overlay.", name) || is_prefix("user.overlay.", name))
-        return 1;
-    return is_prefix("security.", name) && strcmp(name, "security.capability") != 0;
-}
-
 /* `file` is a descriptor, or -1 for an inode that cannot be opened: then the path through /proc names it. */
 static int set_xattrs(PycLayer *layer, int file, PycError *err) {
     const PycTarMember *m = layer->member;
@@ -111,9 +97,9 @@ static int set_xattrs(PycLayer *layer, int file, PycError *err) {
         (void)snprintf(name, sizeof name, "/proc/self/fd/%d/%s", layer->parent, layer->base);
     for (size_t i = 0; i < m->n_xattrs; i++) {
         const PycTarXattr *x = &m->xattrs[i];
-        int r = is_foreign_xattr(x->name) ? 1
-                : file >= 0               ? fsetxattr(file, x->name, x->value, x->size, 0)
-                                          : lsetxattr(name, x->name, x->value, x->size, 0);
+        int r = pyc_rules_foreign_xattr(x->name) ? 1
+                : file >= 0                      ? fsetxattr(file, x->name, x->value, x->size, 0)
+                                                 : lsetxattr(name, x->name, x->value, x->size, 0);
         if (r == 0)
             continue;
         /* user.* cannot be on links and devices, trusted.* not by a user: an unprivileged image tool loses them too. */
@@ -298,8 +284,6 @@ static int make_inode(PycLayer *layer, PycError *err) {
 /* ---- whiteouts ---- */
 
 static int hide_name(PycLayer *layer, const char *name, PycError *err) {
-    if (!*name || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
-        return pyc_fail(err, EBADMSG, "read the whiteout", layer->path);
     layer->stats.whiteouts++;
     if (mknodat(layer->parent, name, S_IFCHR, 0) == 0)
         return 0;
@@ -317,37 +301,7 @@ static int hide_below(PycLayer *layer, PycError *err) {
     return pyc_inside_mark_opaque(&layer->inside, layer->parent, ".", layer->path, err);
 }
 
-/* AUFS kept its own files under names like ".wh..wh.plnk"; a whiteout that has children makes no sense. */
-static int check_parts(const PycLayer *layer, int *ret_skip, PycError *err) {
-    for (const char *part = layer->path; part; part = strchr(part, '/'), part = part ? part + 1 : NULL) {
-        if (!is_prefix(whiteout_prefix, part))
-            continue;
-        if (is_prefix(aufs_prefix, part)) {
-            *ret_skip = strcmp(part, opaque_name) != 0;
-            if (*ret_skip)
-                return 0;
-        }
-        if (strchr(part, '/'))
-            return pyc_fail(err, EBADMSG, "use a whiteout as a directory", layer->path);
-    }
-    return 0;
-}
-
 /* ---- members ---- */
-
-static int check_member(PycLayer *layer, const PycTarMember *m, PycError *err) {
-    if (layer->stats.entries + layer->inside.made >= layer->options.max_entries)
-        return pyc_fail(err, EFBIG, "stay within the limit of entries", layer->path);
-    if (m->stored > layer->options.max_bytes - layer->stats.bytes)
-        return pyc_fail(err, EFBIG, "stay within the limit of bytes", layer->path);
-    if (m->uid >= UINT32_MAX || m->gid >= UINT32_MAX)
-        return pyc_fail(err, EOVERFLOW, "use the owner (beyond 32 bits) of", layer->path);
-    if (m->kind != PYC_TAR_CHAR && m->kind != PYC_TAR_BLOCKDEV)
-        return 0;
-    if (m->major >= 1 << 12 || m->minor >= 1 << 20)
-        return pyc_fail(err, EOVERFLOW, "use the device number of", layer->path);
-    return 0;
-}
 
 /* "./": the root itself, which exists. */
 static int apply_root(PycLayer *layer, PycError *err) {
@@ -363,13 +317,12 @@ static int apply_root(PycLayer *layer, PycError *err) {
 static int on_member(void *self, const PycTarMember *m, PycError *err) {
     PycLayer *layer = self;
     size_t size = 0;
-    int overlay = layer->inside.opaque != NULL, skip = 0;
+    int skip = 0;
     layer->member = m;
     int r = pyc_inside_clean(m->path, layer->path, &size, err);
     if (r == 0)
-        r = check_member(layer, m, err);
-    if (r == 0 && overlay)
-        r = check_parts(layer, &skip, err);
+        r = pyc_rules_check(&layer->options, m, layer->path, layer->stats.entries + layer->inside.made,
+                            layer->stats.bytes, &skip, err);
     if (r < 0 || skip)
         return r;
     layer->stats.entries++;
@@ -379,16 +332,14 @@ static int on_member(void *self, const PycTarMember *m, PycError *err) {
     layer->base = slash ? slash + 1 : layer->path;
     r = pyc_inside_parent(&layer->inside, layer->path, slash ? (size_t)(slash - layer->path) : 0, 1, &layer->parent,
                           err);
+    PycMark mark = PYC_MARK_NONE;
+    const char *hidden = NULL;
+    if (r == 0)
+        r = pyc_rules_mark(&layer->options, m, layer->base, layer->path, &mark, &hidden, err);
     if (r < 0)
         return r;
-    if (overlay && strcmp(layer->base, opaque_name) == 0)
-        return hide_below(layer, err);
-    if (overlay && is_prefix(whiteout_prefix, layer->base))
-        return hide_name(layer, layer->base + sizeof whiteout_prefix - 1, err);
-    if (overlay && m->kind == PYC_TAR_CHAR && m->major == 0 && m->minor == 0)
-        return hide_name(layer, layer->base, err); /* what it means to the overlay */
-    if ((layer->options.flags & PYC_LAYER_NO_DEVICES) && (m->kind == PYC_TAR_CHAR || m->kind == PYC_TAR_BLOCKDEV))
-        return pyc_fail(err, EPERM, "refuse a device node", layer->path);
+    if (mark != PYC_MARK_NONE)
+        return mark == PYC_MARK_BELOW ? hide_below(layer, err) : hide_name(layer, hidden, err);
     return m->kind == PYC_TAR_HARDLINK ? make_hardlink(layer, err) : make_inode(layer, err);
 }
 

@@ -1,6 +1,6 @@
 /* The state machine of the tar push parser: blocks, extended headers, sparse maps, content; see tar.h.
  * No kernel interface, memory bounded by max_meta and MAX_SEGMENTS.
- * Called by layer.c; the fields of headers and records are read by tar_fields.c.
+ * Called by layer.c and erofs.c; the fields of headers and records are read by tar_fields.c.
  */
 #include "tar.h"
 
@@ -27,6 +27,7 @@ struct PycTar {
     State state;
     int failed; /* -errno of the first failure: nothing is parsed after it */
     int zero_blocks;
+    uint64_t position;            /* bytes of the archive so far */
     uint8_t block[PYC_TAR_BLOCK]; /* a block that arrives in pieces */
     size_t have;
     uint64_t left;    /* bytes of payload or padding still to come */
@@ -70,6 +71,7 @@ static const uint8_t *next_block(PycTar *tar, const uint8_t **data, size_t *size
         const uint8_t *block = *data;
         *data += PYC_TAR_BLOCK;
         *size -= PYC_TAR_BLOCK;
+        tar->position += PYC_TAR_BLOCK;
         return block;
     }
     size_t want = PYC_TAR_BLOCK - tar->have;
@@ -78,6 +80,7 @@ static const uint8_t *next_block(PycTar *tar, const uint8_t **data, size_t *size
     *data += take;
     *size -= take;
     tar->have += take;
+    tar->position += take;
     if (tar->have < PYC_TAR_BLOCK)
         return NULL;
     tar->have = 0;
@@ -115,6 +118,9 @@ static int begin_content(PycTar *tar, PycError *err) {
         if (pyc_tar_segments_add(&tar->map, 0, m->stored) < 0)
             return pyc_fail(err, ENOMEM, "read the sparse map", m->path);
     }
+    m->at = tar->position;
+    m->segments = tar->map.items;
+    m->n_segments = tar->map.count;
     int r = tar->actions.member(tar->self, m, err);
     if (r < 0)
         return r;
@@ -241,6 +247,7 @@ static int more_content(PycTar *tar, const uint8_t **data, size_t *size, PycErro
     *size -= take;
     tar->segment_done += take;
     tar->left -= take;
+    tar->position += take;
     return tar->left ? 0 : end_member(tar, err);
 }
 
@@ -251,6 +258,7 @@ static int more_meta(PycTar *tar, const uint8_t **data, size_t *size, PycError *
     *data += take;
     *size -= take;
     tar->left -= take;
+    tar->position += take;
     return tar->left ? 0 : end_meta(tar, err);
 }
 
@@ -285,6 +293,7 @@ static int step(PycTar *tar, const uint8_t **data, size_t *size, PycError *err) 
         *data += take;
         *size -= take;
         tar->left -= take;
+        tar->position += take;
         if (tar->left == 0)
             tar->state = AT_HEADER;
         return 0;
@@ -309,6 +318,25 @@ int pyc_tar_feed(PycTar *tar, const uint8_t *data, size_t size, PycError *err) {
         if (r < 0)
             return tar->failed = r;
     }
+    return 0;
+}
+
+int pyc_tar_pass(PycTar *tar, uint64_t *ret_bytes, PycError *err) {
+    uint64_t start = tar->position;
+    if (tar->failed)
+        return pyc_fail(err, tar->failed, "go on after a failure", NULL);
+    if (tar->state == IN_CONTENT) {
+        tar->position += tar->left;
+        tar->left = 0;
+        int r = end_member(tar, err);
+        if (r < 0)
+            return tar->failed = r;
+    }
+    if (tar->state == IN_PADDING) {
+        tar->position += tar->left;
+        skip(tar, 0);
+    }
+    *ret_bytes = tar->state == AT_END ? UINT64_MAX : tar->position - start;
     return 0;
 }
 

@@ -11,10 +11,6 @@ typedef struct PycTarText {
     size_t size, room;
 } PycTarText;
 
-typedef struct PycTarSegment {
-    uint64_t offset, size;
-} PycTarSegment;
-
 typedef struct PycTarSegments {
     PycTarSegment *items;
     size_t count, room;

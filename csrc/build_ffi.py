@@ -19,8 +19,9 @@ CFLAGS = [
 ]
 
 ffibuilder = cffi.FFI()
-# error.cdef first: it declares the type that all others use
-for cdef in sorted(HERE.glob("*.cdef"), key=lambda path: (path.name != "error.cdef", path.name)):
+# First those that declare what others use.
+FIRST = ["error.cdef", "layer.cdef"]
+for cdef in [HERE / name for name in FIRST] + sorted(set(HERE.glob("*.cdef")) - {HERE / name for name in FIRST}):
     ffibuilder.cdef(cdef.read_text())
 
 ffibuilder.set_source(

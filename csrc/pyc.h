@@ -17,6 +17,7 @@ typedef struct PycError {
 
 #include "bpf.h"
 #include "layer.h"
+#include "erofs.h"
 #include "probe.h"
 #include "program.h"
 #include "start.h"

@@ -1,8 +1,9 @@
 """Apply an image layer to a directory: one pass over the blob, both digests verified, nothing outside it touched.
 
-The blob is read once. Each piece is hashed, decompressed, hashed again and given to the tar reader of the C core, which
-writes the files straight from it. Hashing, decompressing and writing all release the GIL, so layers applied in several
-threads run in parallel. Memory is bounded by the size of a piece, whatever the archive says.
+The blob is read once. Each piece is hashed, decompressed, hashed again and given to a taker: here the tar reader of the
+C core that writes the files straight from it, in :mod:`~pycontainer.distribution.erofs` the one that only indexes them.
+Hashing, decompressing and writing all release the GIL, so layers taken in several threads run in parallel. Memory is
+bounded by the size of a piece, whatever the archive says.
 
 See the OCI image specification, "Image Layer Filesystem Changeset".
 """
@@ -14,7 +15,7 @@ import hashlib
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, Self, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, Protocol, Self, cast
 
 import attrs
 import zstandard
@@ -26,7 +27,18 @@ from pycontainer.errors import DigestMismatch, ImageError, StoreError, Unsupport
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["AppliedLayer", "Compression", "LayerLimits", "Marks", "apply"]
+__all__ = [
+    "AppliedLayer",
+    "Compression",
+    "LayerLimits",
+    "Marks",
+    "Passed",
+    "Taker",
+    "apply",
+    "options_of",
+    "raise_failure",
+    "take",
+]
 
 Compression = Literal["auto", "none", "gzip", "zstd"]
 Marks = Literal["trusted", "user", "none"]
@@ -34,6 +46,7 @@ Marks = Literal["trusted", "user", "none"]
 _PIECE = 1 << 18  # bytes; of the blob and of the tar. Small enough to stay in the second-level cache between the steps
 _MAX_WINDOW = 1 << 27  # of zstd: 128 MiB, what ``zstd -d`` takes without --memory
 _SLACK = 64 << 20  # bytes of tar that are fine at any ratio: an empty disk image compresses well
+_APPLY = "cannot apply the layer"
 _MARKS = {"trusted": 0, "user": lib.PYC_LAYER_USERXATTR, "none": lib.PYC_LAYER_PLAIN}
 _BROKEN: tuple[type[Exception], ...] = (cast("type[Exception]", isal_zlib.error), zstandard.ZstdError)
 
@@ -141,18 +154,79 @@ def apply(
         Unsupported: the kernel lacks openat2(2), Linux 5.6.
     """
     limits = limits or LayerLimits()
+    options = options_of(
+        limits, marks=marks, devices=devices, owners=owners, vouched=bool(expected_digest or expected_diff_id)
+    )
+    with ExitStack() as stack:
+        writer = stack.enter_context(_Writer(_open_directory(stack, directory), options))
+        passed, stats = take(
+            blob,
+            writer,
+            compression=compression,
+            expected_digest=expected_digest,
+            expected_diff_id=expected_diff_id,
+            limits=limits,
+            copy_to=copy_to,
+        )
+    return AppliedLayer(
+        passed.diff_id,
+        passed.digest,
+        passed.size,
+        passed.bytes,
+        stats.entries,
+        stats.bytes,
+        stats.xattrs_dropped,
+        bool(stats.root_opaque),
+    )
+
+
+@attrs.frozen
+class Passed:
+    """What one pass over a blob gives.
+
+    Args:
+        diff_id: digest of the uncompressed tar.
+        digest: digest of the blob.
+        size: bytes of the blob.
+        bytes: bytes of the uncompressed tar.
+    """
+
+    diff_id: str
+    digest: str
+    size: int
+    bytes: int
+
+
+class Taker(Protocol):
+    """Who takes the uncompressed tar."""
+
+    def feed(self, piece: bytes | memoryview) -> None:
+        """Take the next piece; it is valid during the call only."""
+
+    def finish(self, diff_id: str, size: int) -> Any:  # noqa: ANN401 - a cffi struct has no static type
+        """Take note of the end: the digest and size of the whole; return the counts."""
+
+
+def take(
+    blob: IO[bytes] | Path | str | int,
+    taker: Taker,
+    *,
+    compression: Compression,
+    expected_digest: str | None,
+    expected_diff_id: str | None,
+    limits: LayerLimits,
+    copy_to: Callable[[bytes], object] | None,
+) -> tuple[Passed, Any]:
+    """Give a layer to a taker, uncompressed, and verify its digests; the arguments are those of :func:`apply`.
+
+    Returns:
+        The digests and sizes, and what the taker returned at the end.
+    """
     with ExitStack() as stack:
         source = _Source(_open_blob(stack, blob), copy_to)
-        handle = _open_directory(stack, directory)
-        flags = (
-            _MARKS[marks] | (0 if devices else lib.PYC_LAYER_NO_DEVICES) | (0 if owners else lib.PYC_LAYER_NO_OWNERS)
-        )
-        if expected_digest or expected_diff_id:
-            flags |= lib.PYC_LAYER_BARE_END  # the digest proves that nothing is missing
-        writer = stack.enter_context(_Writer(handle, flags, limits))
         try:
-            diff_id, size = _pump(source, _kind(source, compression), writer, limits)
-            stats = writer.finish()
+            diff_id, size = _pump(source, _kind(source, compression), taker, limits)
+            stats = taker.finish(diff_id, size)
         except ImageError as error:
             # A damaged blob fails in odd places: say the cause if it can be known.
             source.drain()
@@ -160,16 +234,29 @@ def apply(
             raise
         _verify("the layer's blob", expected_digest, source.digest)
         _verify("the layer", expected_diff_id, diff_id)
-        return AppliedLayer(
-            diff_id,
-            source.digest,
-            source.size,
-            size,
-            stats.entries,
-            stats.bytes,
-            stats.xattrs_dropped,
-            bool(stats.root_opaque),
-        )
+        return Passed(diff_id, source.digest, source.size, size), stats
+
+
+def options_of(limits: LayerLimits, *, marks: Marks, devices: bool, owners: bool, vouched: bool) -> Any:  # noqa: ANN401
+    """Return the limits and options as the C core takes them.
+
+    Args:
+        limits: what is too much.
+        marks: how deletions are written.
+        devices: whether device nodes are allowed.
+        owners: whether owners are set.
+        vouched: a digest proves that nothing is missing, so that the archive's end marker may be.
+    """
+    flags = _MARKS[marks] | (0 if devices else lib.PYC_LAYER_NO_DEVICES) | (0 if owners else lib.PYC_LAYER_NO_OWNERS)
+    return ffi.new(
+        "PycLayerOptions *",
+        {
+            "flags": flags | (lib.PYC_LAYER_BARE_END if vouched else 0),
+            "max_bytes": limits.size,
+            "max_entries": limits.entries,
+            "max_meta": limits.header,
+        },
+    )
 
 
 def _verify(what: str, expected: str | None, actual: str, cause: Exception | None = None) -> None:
@@ -291,8 +378,8 @@ def _plain(source: _Source, kind: Compression) -> Iterator[bytes | memoryview]:
     return _gunzip(source) if kind == "gzip" else _unzstd(source)
 
 
-def _pump(source: _Source, kind: Compression, writer: _Writer, limits: LayerLimits) -> tuple[str, int]:
-    """Move the whole blob through the writer; return the diff ID and the size of the tar."""
+def _pump(source: _Source, kind: Compression, taker: Taker, limits: LayerLimits) -> tuple[str, int]:
+    """Give the whole blob to the taker; return the diff ID and the size of the tar."""
     tar_hash = hashlib.sha256()
     size = 0
     try:
@@ -301,7 +388,7 @@ def _pump(source: _Source, kind: Compression, writer: _Writer, limits: LayerLimi
             if size > limits.size or size > source.size * limits.ratio + _SLACK:
                 _refuse_bomb(size, source.size, limits)
             tar_hash.update(piece)
-            writer.feed(piece)
+            taker.feed(piece)
     except _BROKEN as error:
         msg = f"the layer is not valid {kind}: {error}"
         raise ImageError(msg) from None
@@ -322,20 +409,11 @@ def _refuse_bomb(size: int, blob_size: int, limits: LayerLimits) -> None:
 class _Writer:
     """The C core's side: takes the tar piece by piece and writes files; a context manager."""
 
-    def __init__(self, directory: int, flags: int, limits: LayerLimits) -> None:
-        options = ffi.new(
-            "PycLayerOptions *",
-            {
-                "flags": flags,
-                "max_bytes": limits.size,
-                "max_entries": limits.entries,
-                "max_meta": limits.header,
-            },
-        )
+    def __init__(self, directory: int, options: Any) -> None:  # noqa: ANN401 - a cffi struct has no static type
         ret = ffi.new("PycLayer **")
         err = new_error()
         if lib.pyc_layer_open(directory, options, ret, err) < 0:
-            _raise(err)
+            raise_failure(err, _APPLY)
         self._layer = ret[0]
 
     def __enter__(self) -> Self:
@@ -348,20 +426,25 @@ class _Writer:
     def feed(self, piece: bytes | memoryview) -> None:
         err = new_error()
         if lib.pyc_layer_feed(self._layer, ffi.from_buffer("uint8_t[]", piece), len(piece), err) < 0:
-            _raise(err)
+            raise_failure(err, _APPLY)
 
-    def finish(self) -> Any:  # noqa: ANN401 - a cffi struct has no static type
+    def finish(self, _diff_id: str, _size: int) -> Any:  # noqa: ANN401 - a cffi struct has no static type
         err = new_error()
         stats = ffi.new("PycLayerStats *")
         if lib.pyc_layer_finish(self._layer, stats, err) < 0:
-            _raise(err)
+            raise_failure(err, _APPLY)
         return stats
 
 
-def _raise(err: Any) -> None:  # noqa: ANN401 - a cffi struct has no static type
-    """Turn a failure of the C core into an exception by whose fault it is: the archive's, the store's, the kernel's."""
+def raise_failure(err: Any, tried: str) -> NoReturn:  # noqa: ANN401 - a cffi struct has no static type
+    """Turn a failure of the C core into an exception by whose fault it is: the archive's, the store's, the kernel's.
+
+    Args:
+        err: a ``PycError *``.
+        tried: "cannot ...", what was to be done with the layer.
+    """
     step, path, number = read_error(err)
-    what = f"cannot apply the layer: {step}" + (f" {path!r}" if path else "")
+    what = f"{tried}: {step}" + (f" {path!r}" if path else "")
     if number == errno.ENOSYS:
         msg = f"{what}: this kernel has no openat2(2); Linux 5.6 or newer is needed"
         raise Unsupported(msg)

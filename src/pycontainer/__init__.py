@@ -9,7 +9,6 @@ b'hello\n'
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pycontainer.distribution.transfer import Progress
     from pycontainer.engine import Engine
     from pycontainer.errors import (
         AlreadyExists,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from pycontainer.images import Images
     from pycontainer.launch import Namespace
     from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Propagation, Result, Rlimit, Size, Usage
+    from pycontainer.progress import Progress
     from pycontainer.running import Running
     from pycontainer.streams import Input, Output
 
@@ -79,7 +79,7 @@ _HOMES = {
     "Input": "streams",
     "Namespace": "launch",
     "Output": "streams",
-    "Progress": "distribution.transfer",
+    "Progress": "progress",
     "Running": "running",
     **dict.fromkeys(
         ("Device", "IdMap", "ImageConfig", "Limits", "Mount", "Propagation", "Result", "Rlimit", "Size", "Usage"),

@@ -260,8 +260,7 @@ class Images:
                 if not several:
                     chosen = [_choose(sources, reference, str(path))]
                 loaded = [
-                    transfer.add_image(self._store, archive, item, references=names, progress=progress)
-                    for item, names in chosen
+                    transfer.add_image(self._store, item, references=names, progress=progress) for item, names in chosen
                 ]
             finally:
                 archive.close()

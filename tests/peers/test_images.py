@@ -385,7 +385,7 @@ def test_the_layer_of_a_directory_is_what_tar_makes_of_it(store: Store, tmp_path
     images = Images(store)
     image = images.import_rootfs(tree)
     with store.blobs.open(json.loads(store.blobs.read(image.digest, limit=1 << 20))["layers"][0]["digest"]) as file:
-        plain = gzip.decompress(file.read())
+        plain = file.read()
     assert image.layers == ("sha256:" + hashlib.sha256(plain).hexdigest(),)
     (tmp_path / "layer.tar").write_bytes(plain)
     out = tmp_path / "out"
@@ -418,7 +418,7 @@ def test_a_root_file_system_in_a_tar(store: Store, tmp_path: Path, compression: 
     assert describe(Path(lower)) == describe(tree)
     assert images.import_rootfs(path, reference="rootfs") == image
     layer = json.loads(store.blobs.read(image.digest, limit=1 << 20))["layers"][0]
-    assert layer["mediaType"].endswith("+zstd" if compression == "zstd" else "+gzip")
+    assert layer["mediaType"].endswith({"gzip": ".tar+gzip", "zstd": ".tar+zstd"}.get(compression, ".v1.tar"))
     images.remove("rootfs")
     (tmp_path / "bad.tar").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ImageError):

@@ -10,8 +10,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from pycontainer.image import Image
 from pycontainer.distribution.save import ArchiveFormat
+from pycontainer.image import Image
 from pycontainer.images import Images
 from pycontainer.store import Store
 from tests import recipes, rootfs

@@ -46,7 +46,12 @@ descriptors = st.builds(
     digest=digests,
     size=st.integers(0, 2**53),
     annotations=st.dictionaries(word, text, max_size=2),
-    platform=st.none() | st.builds(Platform, os=word, architecture=word, variant=text),
+    platform=st.none()
+    | st.builds(
+        Platform, os=word, architecture=word, variant=text, os_version=text, os_features=st.lists(word).map(tuple)
+    ),
+    urls=st.lists(text, max_size=2).map(tuple),
+    artifact_type=text,
 )
 configs = st.builds(
     ImageConfig,

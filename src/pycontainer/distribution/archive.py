@@ -17,13 +17,12 @@ from pycontainer.errors import ImageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Archive", "DirectoryArchive", "TarArchive", "copy_range"]
+__all__ = ["Archive", "DirectoryArchive", "FileRange", "TarArchive"]
 
 _BLOCK = 512
 _MAX_MEMBERS = 500_000
 _MAX_PAX = 1 << 20
 _MAX_LINKS = 8
-_COPY = 1 << 26
 _MAX_DIGITS = 18  # of a size, so that it fits into 63 bits
 
 
@@ -42,6 +41,20 @@ class Archive(Protocol):
 
     def locate(self, name: str) -> tuple[int, int, int]:
         """Return an open file to read from by position, the offset of the content in it, and its length.
+
+        Raises:
+            ImageError: there is no such file.
+        """
+
+    def size(self, name: str) -> int:
+        """Return how many bytes a file has.
+
+        Raises:
+            ImageError: there is no such file.
+        """
+
+    def open(self, name: str) -> FileRange:
+        """Return a stream of a file, for as long as the archive is open.
 
         Raises:
             ImageError: there is no such file.
@@ -104,6 +117,14 @@ class TarArchive:
         member = self._find(name)
         return self._fd, member.offset, member.size
 
+    def size(self, name: str) -> int:
+        """Return the size of a file; see :class:`Archive`."""
+        return self._find(name).size
+
+    def open(self, name: str) -> FileRange:
+        """Return a stream of a file; see :class:`Archive`."""
+        return FileRange(*self.locate(name))
+
     def close(self) -> None:
         """Close the tar file."""
         fd, self._fd = self._fd, -1
@@ -155,25 +176,54 @@ class DirectoryArchive:
         fd = self._fd(name)
         return fd, 0, os.fstat(fd).st_size
 
+    def size(self, name: str) -> int:
+        """Return the size of a file; see :class:`Archive`."""
+        try:
+            return (self._path / name).stat().st_size
+        except OSError as error:
+            msg = f"cannot read {self._path / name}: {error.strerror}"
+            raise ImageError(msg) from error
+
+    def open(self, name: str) -> FileRange:
+        """Return a stream of a file; see :class:`Archive`."""
+        return FileRange(*self.locate(name))
+
     def close(self) -> None:
         """Close what is open."""
         while self._open:
             os.close(self._open.pop())
 
 
-def copy_range(source: int, offset: int, size: int, target: int) -> None:
-    """Append a part of one file to another, within the kernel.
+class FileRange:
+    """A part of a file as a stream; the file is read by position, so that several streams may share it.
 
-    Raises:
-        ImageError: the source ends too early.
+    Args:
+        fd: the file, which stays open.
+        offset: where the part begins.
+        size: how many bytes it has.
     """
-    end = offset + size
-    while offset < end:
-        copied = os.sendfile(target, source, offset, min(_COPY, end - offset))
-        if copied == 0:
-            msg = f"the archive became shorter while it was read, {end - offset} bytes are missing"
+
+    def __init__(self, fd: int, offset: int, size: int) -> None:
+        self._fd = fd
+        self._offset = offset
+        self._end = offset + size
+
+    def read(self, size: int, /) -> bytes:
+        """Return at most so many of the next bytes.
+
+        Raises:
+            ImageError: the file ends too early.
+        """
+        size = min(size, self._end - self._offset)
+        data = os.pread(self._fd, size, self._offset)
+        if size and not data:
+            msg = f"the archive became shorter while it was read, {self._end - self._offset} bytes are missing"
             raise ImageError(msg)
-        offset += copied
+        self._offset += len(data)
+        return data
+
+    def close(self) -> None:
+        """Do nothing: the archive owns the file."""
 
 
 def _index(fd: int, path: str) -> dict[str, _Member]:

@@ -38,6 +38,7 @@ __all__ = [
     "options_of",
     "raise_failure",
     "take",
+    "verify",
 ]
 
 Compression = Literal["auto", "none", "gzip", "zstd"]
@@ -259,6 +260,36 @@ def options_of(limits: LayerLimits, *, marks: Marks, devices: bool, owners: bool
     )
 
 
+def verify(
+    blob: IO[bytes] | Path | str | int,
+    *,
+    expected_digest: str | None = None,
+    expected_diff_id: str | None = None,
+    limits: LayerLimits | None = None,
+    copy_to: Callable[[bytes], object] | None = None,
+) -> tuple[str, str, int]:
+    """Verify the digests of a layer's blob without applying it; the arguments are those of :func:`apply`.
+
+    Returns:
+        The digest of the blob, the diff ID, and the bytes of the uncompressed tar.
+
+    Raises:
+        DigestMismatch: a digest is not the expected one.
+        ImageError: the blob is damaged, or beyond the limits.
+    """
+    with ExitStack() as stack:
+        source = _Source(_open_blob(stack, blob), copy_to)
+        try:
+            diff_id, size = _pump(source, _kind(source, "auto"), None, limits or LayerLimits())
+        except ImageError as error:
+            source.drain()
+            _verify("the layer's blob", expected_digest, source.digest, error)
+            raise
+        _verify("the layer's blob", expected_digest, source.digest)
+        _verify("the layer", expected_diff_id, diff_id)
+        return source.digest, diff_id, size
+
+
 def _verify(what: str, expected: str | None, actual: str, cause: Exception | None = None) -> None:
     if expected is None or expected == actual:
         return
@@ -378,7 +409,7 @@ def _plain(source: _Source, kind: Compression) -> Iterator[bytes | memoryview]:
     return _gunzip(source) if kind == "gzip" else _unzstd(source)
 
 
-def _pump(source: _Source, kind: Compression, taker: Taker, limits: LayerLimits) -> tuple[str, int]:
+def _pump(source: _Source, kind: Compression, taker: Taker | None, limits: LayerLimits) -> tuple[str, int]:
     """Give the whole blob to the taker; return the diff ID and the size of the tar."""
     tar_hash = hashlib.sha256()
     size = 0
@@ -388,7 +419,8 @@ def _pump(source: _Source, kind: Compression, taker: Taker, limits: LayerLimits)
             if size > limits.size or size > source.size * limits.ratio + _SLACK:
                 _refuse_bomb(size, source.size, limits)
             tar_hash.update(piece)
-            taker.feed(piece)
+            if taker is not None:
+                taker.feed(piece)
     except _BROKEN as error:
         msg = f"the layer is not valid {kind}: {error}"
         raise ImageError(msg) from None

@@ -6,6 +6,7 @@ digests. Only documents are read here, and every one is checked.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -15,7 +16,8 @@ import attrs
 
 from pycontainer.distribution.archive import Archive, DirectoryArchive, TarArchive
 from pycontainer.distribution.codec import detect, plain_chunks
-from pycontainer.distribution.transfer import LayerSource, Source, host_platform
+from pycontainer.distribution.sources import LayerSource, Source
+from pycontainer.distribution.transfer import host_platform
 from pycontainer.errors import DigestMismatch, ImageError, InvalidReference
 from pycontainer.names import parse_reference
 from pycontainer.oci.image import (
@@ -128,7 +130,12 @@ def _docker_source(archive: Archive, item: object, what: str) -> Source:
         config_type=CONFIG,
         document=document,
         layers=tuple(
-            LayerSource(name=_clean(layer), diff_id=diff_id)
+            LayerSource(
+                name=f"the layer {layer}",
+                open=functools.partial(archive.open, _clean(layer)),
+                size=archive.size(_clean(layer)),
+                diff_id=diff_id,
+            )
             for layer, diff_id in zip(layers, document.diff_ids, strict=True)
         ),
         references=tuple(reference for tag in tags if (reference := _reference(tag)) is not None),
@@ -288,7 +295,8 @@ def _manifest_source(archive: Archive, manifest: Manifest, data: bytes, names: t
         document=document,
         layers=tuple(
             LayerSource(
-                name=_blob_name(layer.digest),
+                name=f"the layer {layer.digest}",
+                open=functools.partial(archive.open, _blob_name(layer.digest)),
                 diff_id=diff_id,
                 digest=layer.digest,
                 size=layer.size,

@@ -17,6 +17,8 @@ import attrs
 from pycontainer.errors import ImageError
 from pycontainer.model import ImageConfig
 from pycontainer.names import is_digest
+from pycontainer.oci.platforms import Platform
+from pycontainer.oci.reading import MAX_DOCUMENT, Reader, parse_json
 from pycontainer.records import Record
 
 if TYPE_CHECKING:
@@ -59,10 +61,8 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 REF_NAME = "org.opencontainers.image.ref.name"
 
-MAX_DOCUMENT = 4 * 1024 * 1024  # what registries allow for a manifest
 MAX_CONFIG = 16 * 1024 * 1024  # configs with long histories outgrow that
 _SCHEMA_VERSION = 2
-_MAX_DEPTH = 64
 _MAX_LAYERS = 4096
 _MAX_MANIFESTS = 4096
 _MAX_SIZE = 2**63 - 1
@@ -71,167 +71,39 @@ _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}/[A-Za-z0-9][A-
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?([Zz]|[+-]\d\d:\d\d)")
 
 
-def parse_json(data: bytes, what: str, *, limit: int = MAX_DOCUMENT) -> Any:  # noqa: ANN401 - JSON has no static type
-    """Return the value of a JSON text from a stranger.
-
-    Args:
-        data: the text.
-        what: what it is, for the message.
-        limit: bytes allowed.
-
-    Raises:
-        ImageError: it is too large, nested too deep, or not JSON in UTF-8.
-    """
-    if len(data) > limit:
-        msg = f"{what} has {len(data)} bytes, at most {limit} are accepted"
-        raise ImageError(msg)
-    _check_depth(data, what)
-    try:
-        return json.loads(data.decode(), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        msg = f"{what} is not valid JSON: {error}"
-        raise ImageError(msg) from None
-
-
-# Possessive, and a string without its end matches too: linear in time for whatever is sent.
-_BRACKETS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
-
-
-def _check_depth(data: bytes, what: str) -> None:
-    # Before the parser sees it: json recurses in C, and where it stops depends on the thread's stack.
-    depth = 0
-    for match in _BRACKETS.finditer(data):
-        kind = match[0][:1]
-        if kind in b"[{":
-            depth += 1
-            if depth > _MAX_DEPTH:
-                msg = f"{what} is nested deeper than {_MAX_DEPTH} levels"
-                raise ImageError(msg)
-        elif kind != b'"':
-            depth -= 1
-
-
-def _no_constant(text: str) -> float:
-    msg = f"{text} is not JSON"
-    raise ValueError(msg)
-
-
-class _Reader:
-    """An object of a document, read field by field with every type checked."""
-
-    def __init__(self, value: object, what: str) -> None:
-        if not isinstance(value, dict):
-            msg = f"{what} should be an object, it is {_kind(value)}"
-            raise ImageError(msg)
-        self.value: dict[str, Any] = value
-        self.what = what
-
-    def _get(self, key: str, kind: type | tuple[type, ...], name: str) -> Any:  # noqa: ANN401 - JSON has no static type
-        value = self.value.get(key)
-        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
-            msg = f"{self.what}: {key!r} should be {name}, it is {_kind(value)}"
-            raise ImageError(msg)
-        return value
-
-    def text(self, key: str) -> str:
-        """Return a string, empty when the field is absent or null."""
-        value: str = self._get(key, str, "a string") or ""
-        _check_text(value, f"{self.what}: {key!r}")
-        return value
-
-    def whole(self, key: str) -> int | None:
-        value: int | None = self._get(key, int, "a whole number")
-        return value
-
-    def flag(self, key: str) -> bool:
-        return bool(self._get(key, bool, "true or false"))
-
-    def array(self, key: str, limit: int) -> list[Any] | None:
-        value: list[Any] | None = self._get(key, list, "an array")
-        if value is not None and len(value) > limit:
-            msg = f"{self.what}: {key!r} has {len(value)} items, at most {limit} are accepted"
-            raise ImageError(msg)
-        return value
-
-    def strings(self, key: str) -> tuple[str, ...] | None:
-        value = self.array(key, 65536)
-        if value is None:
-            return None
-        for item in value:
-            if not isinstance(item, str):
-                msg = f"{self.what}: {key!r} should hold strings, it holds {_kind(item)}"
-                raise ImageError(msg)
-            _check_text(item, f"{self.what}: {key!r}")
-        return tuple(value)
-
-    def child(self, key: str) -> _Reader | None:
-        value = self._get(key, dict, "an object")
-        return None if value is None else _Reader(value, f"{self.what}: {key!r}")
-
-    def keys(self, key: str) -> tuple[str, ...]:
-        value: dict[str, object] = self._get(key, dict, "an object") or {}
-        for name in value:
-            _check_text(name, f"{self.what}: {key!r}")
-        return tuple(value)
-
-    def string_map(self, key: str) -> dict[str, str]:
-        value: dict[str, Any] = self._get(key, dict, "an object") or {}
-        for name, item in value.items():
-            if not isinstance(item, str):
-                msg = f"{self.what}: {key!r}: {name!r} should be a string, it is {_kind(item)}"
-                raise ImageError(msg)
-            _check_text(item, f"{self.what}: {key!r}: {name!r}")
-        return dict(value)
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _check_text(value: str, what: str) -> None:
-    """Refuse what execve(2), paths and SQLite cannot carry: null characters and lone surrogates."""
-    if "\0" in value:
-        msg = f"{what} holds a null character"
-        raise ImageError(msg)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        msg = f"{what} holds a lone surrogate, which no UTF-8 text has"
-        raise ImageError(msg) from None
-
-
-@attrs.frozen(kw_only=True, eq=False, repr=False)
-class Platform(Record):
-    """What an image runs on, in Go's words: ``linux``, ``amd64``, ``v8``."""
-
-    os: str
-    architecture: str
-    variant: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.os}/{self.architecture}" + (f"/{self.variant}" if self.variant else "")
-
-
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Descriptor(Record):
-    """A reference to content: what it is, its digest and its size in bytes."""
+    """A reference to content: what it is, its digest and its size in bytes.
+
+    Attributes:
+        media_type: what it is.
+        digest: of the content.
+        size: bytes.
+        annotations: free text by name.
+        platform: what an image is made for.
+        urls: where else it can be had.
+        artifact_type: what an artifact is that is no image.
+    """
 
     media_type: str
     digest: str
     size: int
     annotations: Mapping[str, str] = attrs.field(factory=dict)
     platform: Platform | None = None
+    urls: tuple[str, ...] = ()
+    artifact_type: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object for a document."""
         value: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+        if self.urls:
+            value["urls"] = list(self.urls)
         if self.annotations:
             value["annotations"] = dict(self.annotations)
         if self.platform is not None:
-            value["platform"] = {"architecture": self.platform.architecture, "os": self.platform.os}
-            if self.platform.variant:
-                value["platform"]["variant"] = self.platform.variant
+            value["platform"] = self.platform.to_json()
+        if self.artifact_type:
+            value["artifactType"] = self.artifact_type
         return value
 
 
@@ -300,9 +172,7 @@ class ImageDocument(Record):
 
     def to_bytes(self) -> bytes:
         """Return the document, always the same bytes for the same value."""
-        value: dict[str, Any] = {"architecture": self.platform.architecture, "os": self.platform.os}
-        if self.platform.variant:
-            value["variant"] = self.platform.variant
+        value: dict[str, Any] = self.platform.to_json()
         if self.created is not None:
             value["created"] = _time_text(self.created)
         if self.author:
@@ -354,7 +224,7 @@ def _config_json(config: ImageConfig) -> dict[str, Any]:
     return value
 
 
-def _parse_digest(reader: _Reader) -> str:
+def _parse_digest(reader: Reader) -> str:
     digest = reader.text("digest")
     if not is_digest(digest):
         msg = f"{reader.what}: {digest!r} is not a digest"
@@ -362,14 +232,18 @@ def _parse_digest(reader: _Reader) -> str:
     return digest
 
 
-def _parse_platform(reader: _Reader | None) -> Platform | None:
-    if reader is None:
-        return None
-    return Platform(os=reader.text("os"), architecture=reader.text("architecture"), variant=reader.text("variant"))
+def _parse_platform(reader: Reader) -> Platform:
+    return Platform(
+        os=reader.text("os"),
+        architecture=reader.text("architecture"),
+        variant=reader.text("variant"),
+        os_version=reader.text("os.version"),
+        os_features=reader.strings("os.features") or (),
+    )
 
 
 def _parse_descriptor(value: object, what: str) -> Descriptor:
-    reader = _Reader(value, what)
+    reader = Reader(value, what)
     size = reader.whole("size")
     if size is None or not 0 <= size <= _MAX_SIZE:
         msg = f"{what}: 'size' should be a number of bytes, it is {size!r}"
@@ -378,16 +252,19 @@ def _parse_descriptor(value: object, what: str) -> Descriptor:
     if not _MEDIA_TYPE.fullmatch(media_type):
         msg = f"{what}: {media_type!r} is not a media type"
         raise ImageError(msg)
+    platform = reader.child("platform")
     return Descriptor(
         media_type=media_type,
         digest=_parse_digest(reader),
         size=size,
         annotations=reader.string_map("annotations"),
-        platform=_parse_platform(reader.child("platform")),
+        platform=None if platform is None else _parse_platform(platform),
+        urls=reader.strings("urls") or (),
+        artifact_type=reader.text("artifactType"),
     )
 
 
-def _check_version(reader: _Reader, accepted: tuple[str, ...]) -> str:
+def _check_version(reader: Reader, accepted: tuple[str, ...]) -> str:
     version = reader.whole("schemaVersion")
     if version == 1:
         msg = f"{reader.what} is of Docker's schema 1, which is no longer in use; have the image pushed again"
@@ -402,7 +279,7 @@ def _check_version(reader: _Reader, accepted: tuple[str, ...]) -> str:
     return media_type
 
 
-def _descriptors(reader: _Reader, key: str, limit: int) -> tuple[Descriptor, ...]:
+def _descriptors(reader: Reader, key: str, limit: int) -> tuple[Descriptor, ...]:
     items = reader.array(key, limit)
     if items is None:
         msg = f"{reader.what} has no {key!r}"
@@ -420,10 +297,10 @@ def parse_manifest(data: bytes, what: str = "the image manifest") -> Manifest:
     Raises:
         ImageError: it is not one; the message names the field.
     """
-    return _manifest(_Reader(parse_json(data, what), what))
+    return _manifest(Reader(parse_json(data, what), what))
 
 
-def _manifest(reader: _Reader) -> Manifest:
+def _manifest(reader: Reader) -> Manifest:
     media_type = _check_version(reader, (MANIFEST, DOCKER_MANIFEST))
     config = reader.child("config")
     if config is None:
@@ -447,10 +324,10 @@ def parse_index(data: bytes, what: str = "the image index") -> Index:
     Raises:
         ImageError: it is not one; the message names the field.
     """
-    return _index(_Reader(parse_json(data, what), what))
+    return _index(Reader(parse_json(data, what), what))
 
 
-def _index(reader: _Reader) -> Index:
+def _index(reader: Reader) -> Index:
     media_type = _check_version(reader, (INDEX, DOCKER_LIST))
     return Index(
         manifests=_descriptors(reader, "manifests", _MAX_MANIFESTS),
@@ -472,7 +349,7 @@ def parse_manifest_or_index(data: bytes, what: str) -> Manifest | Index:
         ImageError: it is neither, or both.
     """
     value = parse_json(data, what)
-    reader = _Reader(value, what)
+    reader = Reader(value, what)
     has_manifests, has_layers = "manifests" in value, "layers" in value or "config" in value
     if has_manifests and has_layers:
         msg = f"{what} has both 'manifests' and 'layers': it is ambiguous and refused"
@@ -491,7 +368,7 @@ def parse_config(data: bytes, what: str = "the image config", *, limit: int = MA
     Raises:
         ImageError: it is not one; the message names the field.
     """
-    reader = _Reader(parse_json(data, what, limit=limit), what)
+    reader = Reader(parse_json(data, what, limit=limit), what)
     rootfs = reader.child("rootfs")
     if rootfs is None:
         msg = f"{what} has no 'rootfs': this is no image config"
@@ -504,12 +381,9 @@ def parse_config(data: bytes, what: str = "the image config", *, limit: int = MA
         if not is_digest(diff_id):
             msg = f"{what}: rootfs: {diff_id!r} is not a digest"
             raise ImageError(msg)
+    platform = _parse_platform(reader)
     return ImageDocument(
-        platform=Platform(
-            os=reader.text("os") or "linux",
-            architecture=reader.text("architecture"),
-            variant=reader.text("variant"),
-        ),
+        platform=attrs.evolve(platform, os=platform.os or "linux"),
         diff_ids=diff_ids,
         config=_container_config(reader.child("config")),
         created=_time(reader.text("created"), what),
@@ -518,9 +392,9 @@ def parse_config(data: bytes, what: str = "the image config", *, limit: int = MA
     )
 
 
-def _history(reader: _Reader) -> tuple[History, ...]:
+def _history(reader: Reader) -> tuple[History, ...]:
     items = reader.array("history", _MAX_LAYERS * 4) or []
-    readers = [_Reader(item, f"{reader.what}: history[{number}]") for number, item in enumerate(items)]
+    readers = [Reader(item, f"{reader.what}: history[{number}]") for number, item in enumerate(items)]
     return tuple(
         History(
             created_by=item.text("created_by"),
@@ -532,7 +406,7 @@ def _history(reader: _Reader) -> tuple[History, ...]:
     )
 
 
-def _container_config(reader: _Reader | None) -> ImageConfig:
+def _container_config(reader: Reader | None) -> ImageConfig:
     if reader is None:
         return ImageConfig()
     env: Any = {}

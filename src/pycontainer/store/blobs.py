@@ -37,6 +37,20 @@ class Blobs:
     def __contains__(self, digest: str) -> bool:
         return self.path(digest).exists()
 
+    def size(self, digest: str) -> int:
+        """Return how many bytes a blob has.
+
+        Raises:
+            NotFound: there is no such blob.
+        """
+        try:
+            return self.path(digest).stat().st_size
+        except FileNotFoundError:
+            raise NotFound(self._missing(digest)) from None
+
+    def _missing(self, digest: str) -> str:
+        return f"no blob {digest} in the store {self._directory.parent}"
+
     def read(self, digest: str, *, limit: int) -> bytes:
         """Return the bytes of a small blob, verified again.
 
@@ -53,8 +67,7 @@ class Blobs:
             with self.path(digest).open("rb") as file:
                 data = file.read(limit + 1)
         except FileNotFoundError:
-            msg = f"no blob {digest} in the store {self._directory.parent}"
-            raise NotFound(msg) from None
+            raise NotFound(self._missing(digest)) from None
         if len(data) > limit:
             msg = f"the blob {digest} is larger than the {limit} bytes that are accepted for it"
             raise ImageError(msg)
@@ -70,8 +83,7 @@ class Blobs:
         try:
             return self.path(digest).open("rb")
         except FileNotFoundError:
-            msg = f"no blob {digest} in the store {self._directory.parent}"
-            raise NotFound(msg) from None
+            raise NotFound(self._missing(digest)) from None
 
     def write(self, data: bytes, workspace: Path, digest: str | None = None) -> str:
         """Keep a small blob and return its digest.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pycontainer.errors import OutOfMemory, TimeoutExpired
-from pycontainer.model import Limits, Mount
+from pycontainer.model import Device, Limits, Mount
 
 if TYPE_CHECKING:
     from tests.kernel.attacks.jail import Jail
@@ -108,3 +108,37 @@ def test_a_limit_of_one_container_is_not_anothers(jail: Jail) -> None:
         on_start=lambda _running: seen.append(int(jail.told("forks", limits=Limits(pids=10))[1])),
     )
     assert seen == [9]
+
+
+def groups_of(jail: Jail, **options: Any) -> dict[str, str]:
+    """Return the path of a container's group by controller, as the host sees it."""
+    lines = jail.sh("cat /proc/self/cgroup", cgroupns="host", **options).splitlines()
+    return {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}
+
+
+def test_the_usual_rules_for_devices_are_shared_by_those_who_cannot_change_them(jail: Jail) -> None:
+    first, second = groups_of(jail), groups_of(jail)
+    if jail.engine.info()["cgroup_version"] != "v1" or first["devices"] == first["memory"]:
+        pytest.skip("groups that only have rules for devices are of version 1")
+    assert first["devices"] == second["devices"]
+    assert first["memory"] != second["memory"]
+    for options in ({"cap_add": ["SYS_ADMIN"]}, {"privileged": True}, {"devices": [Device("/dev/fuse")]}):
+        own = groups_of(jail, **options)
+        assert own["devices"] == own["memory"] != first["memory"]
+
+
+def test_the_shared_rules_hold_and_stay(jail: Jail) -> None:
+    if jail.engine.info()["cgroup_version"] != "v1":
+        pytest.skip("version 2 has a program in place of files")
+    script = """
+        cd /sys/fs/cgroup/devices
+        ! echo a 2>/dev/null >devices.allow
+        cat devices.list
+        mknod /dev/mem0 c 1 1
+        ! head -c 1 /dev/mem0 2>/dev/null
+    """
+    rules = jail.sh(script)
+    assert "a *:* rwm" not in rules
+    assert "c 1:3 rwm" in rules
+    jail.sh("mount -t tmpfs none /tmp", cap_add=["SYS_ADMIN"], seccomp="unconfined")
+    assert jail.sh("cat /sys/fs/cgroup/devices/devices.list") == rules

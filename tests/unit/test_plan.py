@@ -52,7 +52,7 @@ def start(spec: oci.Spec, version: str = "v1", **changes: Any) -> plan.Start:
         "container_id": ID,
         "cgroup": ID,
         "root": plan.Overlay(lowers=("/l/top", "/l/base"), directory=f"/runs/{ID}"),
-        "keeper": cast("Keeper", types.SimpleNamespace(instance_fd=KEEPER_FD, requests_fd=-1)),
+        "keeper": cast("Keeper", types.SimpleNamespace(instance_fd=KEEPER_FD, requests_fd=-1, guard=lambda: None)),
         "cgroups": cgroups(version),
         "user_namespaces": UserNamespaces(),
         "files": {"/etc/hosts": b"hosts\n", "/etc/hostname": b"box\n"},

@@ -18,9 +18,9 @@ from pycontainer.errors import StartError, Unsupported
 from pycontainer.runtime import devices, limits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from pycontainer.oci.runtime import Resources
+    from pycontainer.oci.runtime import DeviceRule, Resources
     from pycontainer.runtime.program import Program
 
 __all__ = ["Cgroups", "Counters", "Hierarchy"]
@@ -40,6 +40,7 @@ _V1_CONTROLLERS = (
     "rdma",
 )
 _V2_CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "pids", "rdma")
+_GUARDS = ("devices",)
 _BPF_CGROUP_DEVICE = 6  # enum bpf_attach_type in linux/bpf.h
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -221,17 +222,33 @@ class Cgroups:
                 except OSError as error:
                     raise StartError("make the control group", path, error.errno or 0) from error
 
-    def used(self, resources: Resources) -> Iterator[tuple[Hierarchy, int]]:
-        """Yield the hierarchies where a container with these limits needs a group, with its parent's descriptor."""
+    def places(
+        self, group: str, resources: Resources, guard: str | None = None
+    ) -> Iterator[tuple[Hierarchy, int, str]]:
+        """Yield where a container has its groups: the hierarchy, the parent's descriptor, the group below it.
+
+        Args:
+            group: its own group.
+            resources: its limits; of version 1, a hierarchy that none of them needs is left out.
+            guard: the group from :meth:`make_guard` that takes the place of its own in the devices hierarchy.
+        """
         for hierarchy in self.hierarchies:
             fd = self._fds.get(hierarchy.path)
             if fd is None:
                 continue
-            if self.version == "v2" or any(_is_used(name, resources) for name in hierarchy.controllers):
-                yield hierarchy, fd
+            if guard is not None and hierarchy.controllers == _GUARDS:
+                yield hierarchy, fd, guard
+            elif self.version == "v2" or any(_is_used(name, resources) for name in hierarchy.controllers):
+                yield hierarchy, fd, group
 
-    def add_steps(self, program: Program, group: str, resources: Resources) -> None:
+    def add_steps(self, program: Program, group: str, resources: Resources, guard: str | None = None) -> None:
         """Append the host steps that make the group, and of v1 the child steps by which the process joins it.
+
+        Args:
+            program: where to.
+            group: the container's own group.
+            resources: its limits.
+            guard: as for :meth:`places`.
 
         Raises:
             Unsupported: a limit needs a controller that this host lacks.
@@ -240,9 +257,13 @@ class Cgroups:
         for controller, file, _ in writes:
             if controller not in self._by_controller:
                 raise Unsupported(_missing(controller, file, self.version, self.controllers))
-        for _, fd in self.used(resources):
-            program.mkdir("make the control group", group, fd=fd, host=True)
+        places = list(self.places(group, resources, guard))
+        for _, fd, name in places:
+            if name == group:
+                program.mkdir("make the control group", group, fd=fd, host=True)
         for controller, file, value in writes:
+            if guard is not None and (controller,) == _GUARDS:
+                continue
             fd = self._fds[self._by_controller[controller].path]
             program.write(
                 f"set {file} = {value} in the control group", f"{group}/{file}", value.encode(), fd=fd, host=True
@@ -250,8 +271,35 @@ class Cgroups:
         if self.version == "v2":
             self._add_v2_steps(program, group, resources)
             return
-        for _, fd in self.used(resources):
-            program.write("join the control group", f"{group}/tasks", b"0", fd=program.share(fd))
+        for _, fd, name in places:
+            program.write("join the control group", f"{name}/tasks", b"0", fd=program.share(fd))
+
+    @property
+    def has_guards(self) -> bool:
+        """Whether containers with the same rules for devices can share the group that has them.
+
+        A group of version 1 with no controller but this one counts nothing, and its rules are a dozen writes.
+        """
+        hierarchy = self._by_controller.get("devices")
+        return self.version == "v1" and hierarchy is not None and hierarchy.controllers == _GUARDS
+
+    def make_guard(self, name: str, rules: Sequence[DeviceRule]) -> None:
+        """Make a group for devices alone, see :attr:`has_guards`; removed like a container's own.
+
+        Raises:
+            StartError: it cannot be made; nothing is left.
+            Unsupported: version 1 cannot express the rules.
+        """
+        writes = devices.v1_writes(rules)
+        path = f"{self._by_controller['devices'].path}/{PARENT}/{name}"
+        file = ""
+        try:
+            os.mkdir(path)  # noqa: PTH102
+            for file, text in writes:
+                Path(path, file).write_text(text)
+        except OSError as error:
+            self.remove(name)
+            raise StartError("make the control group of the devices", f"{path}/{file}", error.errno or 0) from error
 
     def _add_v2_steps(self, program: Program, group: str, resources: Resources) -> None:
         for hierarchy in self.hierarchies:

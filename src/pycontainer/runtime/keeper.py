@@ -19,12 +19,14 @@ import fcntl
 import os
 import re
 import select
+import threading
 import time
 import weakref
 from typing import TYPE_CHECKING
 
 from pycontainer._ffi import HELPER, ffi, lib, new_error, read_error
 from pycontainer.errors import StartError
+from pycontainer.oci.defaults import DEVICE_RULES
 from pycontainer.runtime.program import CWD, Program
 
 if TYPE_CHECKING:
@@ -115,6 +117,8 @@ class Keeper:
     def __init__(self, runs: Path, cgroups: Cgroups) -> None:
         self._owner = os.getpid()
         self._cgroups = cgroups
+        self._lock = threading.Lock()
+        self._guard: str | None = None
         self._stack = contextlib.ExitStack()
         self._sockets = contextlib.ExitStack()
         self._stack.push(self._sockets)
@@ -183,6 +187,28 @@ class Keeper:
             code = lib.pyc_send(self._ids, container_id.encode(), len(container_id))
         if code < 0:  # the cleaner was killed: do its work here
             clean(self.instance_fd, container_id, self._cgroups)
+
+    def guard(self) -> str | None:
+        """Return the group that containers with the usual rules for devices share, None where each has its own.
+
+        It lives as long as the keeper; to the cleaner and to :func:`recover` it is one more container's.
+
+        Raises:
+            StartError: it cannot be made.
+        """
+        if not self._cgroups.has_guards:
+            return None
+        with self._lock:
+            if self._guard is None:
+                name = os.urandom(32).hex()
+                os.mkdir(name, dir_fd=self.instance_fd)
+                try:
+                    self._cgroups.make_guard(name, DEVICE_RULES)
+                except BaseException:
+                    os.rmdir(name, dir_fd=self.instance_fd)
+                    raise
+                self._guard = name
+            return self._guard
 
     def note_group(self, container_id: str, group: str) -> None:
         """Note a control group at a place of the caller's choice, so that the next open can remove it after a crash."""

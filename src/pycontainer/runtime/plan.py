@@ -16,6 +16,7 @@ import attrs
 from pycontainer._ffi import lib
 from pycontainer.errors import Unsupported
 from pycontainer.oci import runtime as oci
+from pycontainer.oci.defaults import DEVICE_RULES
 from pycontainer.runtime import identity, idmaps, mounts
 from pycontainer.runtime.cgroups import Cgroups
 from pycontainer.runtime.keeper import ATTACH_POINT, Keeper, helper_fd
@@ -140,6 +141,7 @@ class _Builder:
         self.has = self.new | set(start.join)
         self.userns = "user" in self.has
         self.cgroup_top = self.empty = -1
+        self.guard: str | None = None
 
     def build(self) -> Program:
         refuse_unsupported(self.spec)
@@ -155,7 +157,9 @@ class _Builder:
         born_in_group = self.start.cgroups.version == "v2"  # else it joins by itself, and may be born meanwhile
         if not born_in_group:
             self.program.mark_early()
-        self.start.cgroups.add_steps(self.program, self.start.cgroup, resources)
+        if resources.devices == DEVICE_RULES and self._may_share_guard():
+            self.guard = self.start.keeper.guard()
+        self.start.cgroups.add_steps(self.program, self.start.cgroup, resources, self.guard)
         if born_in_group:
             self.program.mark_early()
         root = self._root()
@@ -409,14 +413,16 @@ class _Builder:
                 unified = attrs.evolve(mount, type="cgroup2", source="cgroup2")
                 mounts.attach_mount(program, unified, mounts.create_mount(program, unified))
                 return
-            fd = self._cgroup_tree("", options.attributes, next(iter(cgroups.parent_fds), -1))
+            parent = next(iter(cgroups.parent_fds), -1)
+            fd = self._cgroup_tree("", options.attributes, parent, self.start.cgroup)
             program.attach("mount the control group on", fd, target, flags=lib.PYC_MAKE_DIR)
             return
         label = "mount the control groups on"
         top = self.cgroup_top
         program.attach(label, top, target, flags=lib.PYC_MAKE_DIR)
-        for hierarchy, parent in cgroups.used(self.linux.resources or oci.Resources()):
-            fd = self._cgroup_tree(hierarchy.name, options.attributes, parent)
+        resources = self.linux.resources or oci.Resources()
+        for hierarchy, parent, group in cgroups.places(self.start.cgroup, resources, self.guard):
+            fd = self._cgroup_tree(hierarchy.name, options.attributes, parent, group)
             program.mkdir(label, hierarchy.name, fd=top)
             program.attach(label, fd, hierarchy.name, below=top)
             for name in hierarchy.name.split(","):
@@ -424,12 +430,20 @@ class _Builder:
                     program.step(lib.PYC_OP_SYMLINK, label, name, fd=top, text=hierarchy.name)
         program.step(lib.PYC_OP_SETATTR, label, fd=top, a=options.attributes & ~mounts.ATIME)
 
-    def _cgroup_tree(self, name: str, attributes: int, parent: int) -> int:
+    def _may_share_guard(self) -> bool:
+        """Whether nothing in the container can change the rules of the group that it shares with others."""
+        sets = self.process.capabilities
+        mine = self.start.cgroup == self.start.container_id
+        shown = (mounts.parse_options(m.options).attributes for m in self.spec.mounts if m.type in _CGROUP_TYPES)
+        unable = sets is not None and "CAP_SYS_ADMIN" not in {*sets.bounding, *sets.effective, *sets.permitted}
+        return mine and unable and all(attributes & mounts.RDONLY for attributes in shown)
+
+    def _cgroup_tree(self, name: str, attributes: int, parent: int, group: str) -> int:
         label = f"open the control group {name}".rstrip()
         fd = self.program.step(
             lib.PYC_OP_OPEN_TREE,
             label,
-            self.start.cgroup,
+            group,
             fd=parent,
             a=mounts.OPEN_TREE_CLONE,
             host=True,

@@ -1,4 +1,5 @@
-// Owns the cgroups of the floor program: one group per run in each v1 hierarchy, or one v2 group.
+// Owns the cgroups of the floor program: one group per run in each v1 hierarchy, or one v2 group. The v1 group with the
+// rules for devices is made once: it counts nothing, and the engine shares it too.
 // Uses cgroup v1 and v2 files, open_tree(2), mount_setattr(2), bpf(2) for v2 device rules.
 // Called by floor.c around each run; group_remove is called from the cleaner process.
 #define _GNU_SOURCE
@@ -104,6 +105,24 @@ static void open_unified(Setup *setup) {
     close(top);
 }
 
+static void limit_v1(const char *controller, int group) {
+    if (strcmp(controller, "memory") == 0) {
+        put(group, "memory.limit_in_bytes", "268435456");
+        put(group, "memory.memsw.limit_in_bytes", "536870912");
+    } else if (strcmp(controller, "cpu") == 0) {
+        put(group, "cpu.cfs_quota_us", "100000");
+    } else if (strcmp(controller, "pids") == 0) {
+        put(group, "pids.max", "64");
+    } else if (strcmp(controller, "devices") == 0) {
+        put(group, "devices.deny", "a");
+        int allow = openat(group, "devices.allow", O_WRONLY | O_CLOEXEC);
+        for (int i = 0; i < DEVICE_RULE_COUNT; i++)
+            if (write(allow, DEVICE_RULES[i], strlen(DEVICE_RULES[i])) < 0)
+                die("devices.allow", DEVICE_RULES[i]);
+        close(allow);
+    }
+}
+
 void groups_open(Setup *setup) {
     static const char *const NAMES[] = {"memory", "pids", "cpu", "cpuacct", "blkio", "devices"};
     snprintf(parent_name, sizeof parent_name, "%s-%d", setup->group_name, (int)getpid());
@@ -122,6 +141,8 @@ void groups_open(Setup *setup) {
             die("open", path);
         setup->controller[i] = NAMES[i];
         setup->parent_group[i] = make_and_open(top, parent_name);
+        if (strcmp(NAMES[i], "devices") == 0)
+            limit_v1(NAMES[i], setup->parent_group[i]);
         close(top);
     }
 }
@@ -133,24 +154,6 @@ void groups_close(const Setup *setup) {
         close(setup->parent_group[i]);
         if (rmdir(path) < 0)
             die("rmdir", path);
-    }
-}
-
-static void limit_v1(const char *controller, int group) {
-    if (strcmp(controller, "memory") == 0) {
-        put(group, "memory.limit_in_bytes", "268435456");
-        put(group, "memory.memsw.limit_in_bytes", "536870912");
-    } else if (strcmp(controller, "cpu") == 0) {
-        put(group, "cpu.cfs_quota_us", "100000");
-    } else if (strcmp(controller, "pids") == 0) {
-        put(group, "pids.max", "64");
-    } else if (strcmp(controller, "devices") == 0) {
-        put(group, "devices.deny", "a");
-        int allow = openat(group, "devices.allow", O_WRONLY | O_CLOEXEC);
-        for (int i = 0; i < DEVICE_RULE_COUNT; i++)
-            if (write(allow, DEVICE_RULES[i], strlen(DEVICE_RULES[i])) < 0)
-                die("devices.allow", DEVICE_RULES[i]);
-        close(allow);
     }
 }
 
@@ -174,15 +177,20 @@ static int group_tree(int group) {
     return tree;
 }
 
+static bool is_shared(const Setup *setup, int i) { return strcmp(setup->controller[i], "devices") == 0; }
+
 void group_make(Run *run) {
     const Setup *setup = run->setup;
     for (int i = 0; i < setup->controllers; i++) {
-        run->group[i] = make_and_open(setup->parent_group[i], run->id);
+        bool shared = is_shared(setup, i);
+        run->group[i] =
+            shared ? fcntl(setup->parent_group[i], F_DUPFD_CLOEXEC, 3) : make_and_open(setup->parent_group[i], run->id);
         run->tasks[i] = -1;
         if (setup->unified) {
             limit_v2(setup, run->group[i]);
         } else {
-            limit_v1(setup->controller[i], run->group[i]);
+            if (!shared)
+                limit_v1(setup->controller[i], run->group[i]);
             run->tasks[i] = openat(run->group[i], "tasks", O_WRONLY | O_CLOEXEC);
             if (run->tasks[i] < 0)
                 die("open", "tasks");
@@ -263,7 +271,7 @@ void group_close(Run *run) {
 // The last task may still be on its way out when the parent has been told: EBUSY is waited for.
 void group_remove(const Setup *setup, const char *id) {
     for (int i = 0; i < setup->controllers; i++) {
-        for (int tries = 0; unlinkat(setup->parent_group[i], id, AT_REMOVEDIR) < 0; tries++) {
+        for (int tries = 0; !is_shared(setup, i) && unlinkat(setup->parent_group[i], id, AT_REMOVEDIR) < 0; tries++) {
             if (errno != EBUSY || tries == 1000)
                 die("rmdir cgroup", id);
             usleep(500);

@@ -40,6 +40,8 @@ void pyc_inside_close(PycInside *in) {
     free(in->names);
 }
 
+static const char whiteout_prefix[] = ".wh.";
+
 int pyc_inside_clean(const char *name, char ret_path[PATH_MAX], size_t *ret_size, PycError *err) {
     size_t size = 0;
     if (!*name)
@@ -49,7 +51,9 @@ int pyc_inside_clean(const char *name, char ret_path[PATH_MAX], size_t *ret_size
         if (n == 2 && at[0] == '.' && at[1] == '.')
             return pyc_fail(err, EXDEV, "refuse a name that climbs with '..'", name);
         if (n && !(n == 1 && at[0] == '.')) {
-            if (n > NAME_MAX || size + n + 2 > PATH_MAX)
+            /* A whiteout is longer than what it hides. */
+            size_t longest = !at[n] && strncmp(at, whiteout_prefix, 4) == 0 ? NAME_MAX + 4 : NAME_MAX;
+            if (n > longest || size + n + 2 > PATH_MAX)
                 return pyc_fail(err, ENAMETOOLONG, "use the name", name);
             if (size)
                 ret_path[size++] = '/';

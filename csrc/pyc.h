@@ -16,6 +16,7 @@ typedef struct PycError {
 } PycError;
 
 #include "bpf.h"
+#include "changes.h"
 #include "layer.h"
 #include "erofs.h"
 #include "probe.h"

@@ -5,6 +5,7 @@
 #include "rules.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 
 static const char whiteout_prefix[] = ".wh.";
@@ -56,7 +57,12 @@ int pyc_rules_check(const PycLayerOptions *options, const PycTarMember *m, const
     int device = m->kind == PYC_TAR_CHAR || m->kind == PYC_TAR_BLOCKDEV;
     if (device && (m->major >= 1 << 12 || m->minor >= 1 << 20))
         return pyc_fail(err, EOVERFLOW, "use the device number of", path);
-    return pyc_rules_overlay(options) ? check_parts(path, ret_skip, err) : 0;
+    if (pyc_rules_overlay(options))
+        return check_parts(path, ret_skip, err);
+    const char *slash = strrchr(path, '/');
+    if (strlen(slash ? slash + 1 : path) > NAME_MAX) /* whiteouts may be longer, but here there are none */
+        return pyc_fail(err, ENAMETOOLONG, "use the name", path);
+    return 0;
 }
 
 int pyc_rules_mark(const PycLayerOptions *options, const PycTarMember *m, const char *base, const char *path,

@@ -14,6 +14,7 @@ import attrs
 from pycontainer.records import Record
 
 __all__ = [
+    "Change",
     "Device",
     "IdMap",
     "ImageConfig",
@@ -358,3 +359,22 @@ class Result(Record):
     def ok(self) -> bool:
         """Whether it ended with status 0."""
         return self.exit_code == 0
+
+
+@attrs.frozen(eq=False, repr=False)
+class Change(Record):
+    """One path that is not as it was in the image.
+
+    Attributes:
+        kind: what happened to it; of a directory ``"changed"`` also says that something in it changed.
+        path: absolute, in the container.
+
+    >>> print(Change("deleted", "/etc/motd"))
+    D /etc/motd
+    """
+
+    kind: Literal["added", "changed", "deleted"]
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.kind[0].upper()} {self.path}"

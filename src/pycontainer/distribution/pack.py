@@ -1,36 +1,60 @@
-"""Turn a directory into a layer: a tar stream that is the same bytes for the same tree.
+"""Turn trees into tar streams that are the same bytes for the same tree, and list what an overlay's upper changed.
 
-Entries come in the order of their names. What ustar cannot say goes into PAX records (pax(5), POSIX.1-2001): long and
-large values, extended attributes as ``SCHILY.xattr.*``, holes in GNU's sparse format 1.0. Times are whole seconds.
+Entries come in the order of their names, directories before what is in them. What ustar cannot say goes into PAX
+records (pax(5), POSIX.1-2001): long and large values, fractions of seconds, extended attributes as
+``SCHILY.xattr.*``, holes in GNU's sparse format 1.0, which docker, podman, umoci and GNU tar read. The work is done by
+``csrc/changes.h``, in memory that depends on the largest directory, not on the tree.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from pycontainer.errors import ImageError
+import attrs
+
+from pycontainer._ffi import ffi, lib, new_error, read_error
+from pycontainer.errors import ImageError, StoreError, Unsupported
+from pycontainer.model import Change
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["pack"]
+__all__ = ["Packed", "list_changes", "pack", "pack_root", "pack_upper"]
 
-_BLOCK = 512
 _CHUNK = 1 << 20
-_MAX_OCTAL_SIZE = 8**11
-_MAX_OCTAL_ID = 8**7
-_NAME_BYTES = 100
-_MIN_HOLES = 64 * 1024  # below that a map is not worth it
+_LIST_CHUNK = 1 << 16
+_KINDS = {"A": "added", "C": "changed", "D": "deleted"}
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_REASONS = {
+    errno.EBUSY: "something writes to it meanwhile; pause or stop that",
+    errno.EINVAL: "names that start with '.wh.' mean deletions in a layer; rename it",
+    errno.EXDEV: "the tree that shows it whole is missing",
+    errno.E2BIG: "they are more than 1 MiB",
+    errno.ENAMETOOLONG: "the path is longer than 4095 bytes; layers cannot have such ones",
+    errno.EFBIG: "there are too many of them to remember",
+}
 
 Write = Callable[[bytes], object]
 
 
+@attrs.frozen
+class Packed:
+    """What went into an archive.
+
+    Attributes:
+        entries: its members.
+        size: bytes of content.
+    """
+
+    entries: int
+    size: int
+
+
 def pack(directory: str | Path, write: Write, *, skip: tuple[int, int] | None = None) -> int:
-    """Write a directory as a tar stream.
+    """Write a directory as the tar stream of a layer, with whole seconds as times.
 
     Sockets are left out. Directories on which another file system is mounted come empty, as with
     ``tar --one-file-system``.
@@ -46,214 +70,124 @@ def pack(directory: str | Path, write: Write, *, skip: tuple[int, int] | None = 
     Raises:
         ImageError: a file vanished or changed while it was read, or has a name that layers reserve.
     """
-    root = os.fsencode(directory)
-    packer = _Packer(write)
-    count = 0
-    for path, name, info in _walk(root, skip):
-        packer.add(path, name, info)
-        count += 1
-    write(bytes(2 * _BLOCK))
-    return count
-
-
-def _walk(root: bytes, skip: tuple[int, int] | None) -> Iterator[tuple[bytes, bytes, os.stat_result]]:
-    """Give path, name in the archive and status of all entries: a directory, then all in it, in the order of names."""
-    device = os.stat(root).st_dev  # noqa: PTH116 - names are bytes here
-    pending = [(root, b"./")]
-    while pending:
-        path, name = pending.pop()
-        info = os.stat(path, follow_symlinks=name == b"./")  # noqa: PTH116 - names are bytes here
-        if stat.S_ISSOCK(info.st_mode) or (info.st_dev, info.st_ino) == skip:
-            continue
-        if not stat.S_ISDIR(info.st_mode):
-            yield path, name, info
-            continue
-        yield path, name if name.endswith(b"/") else name + b"/", info
-        if info.st_dev == device:
-            prefix = b"" if name == b"./" else name + b"/"
-            below = sorted(os.listdir(path), reverse=True)  # noqa: PTH208 - names are bytes here
-            for entry in below:
-                _check_name(path, entry)
-            pending += [(path + b"/" + entry, prefix + entry) for entry in below]
-
-
-def _check_name(path: bytes, name: bytes) -> None:
-    if name.startswith(b".wh."):
-        shown = os.fsdecode(path + b"/" + name)
-        msg = f"{shown}: names that start with '.wh.' mean deletions in a layer; rename it"
-        raise ImageError(msg)
-
-
-class _Packer:
-    def __init__(self, write: Write) -> None:
-        self._write = write
-        self._first: dict[tuple[int, int], bytes] = {}
-
-    def add(self, path: bytes, name: bytes, info: os.stat_result) -> None:
-        kind = stat.S_IFMT(info.st_mode)
-        if kind != stat.S_IFDIR and info.st_nlink > 1:
-            first = self._first.setdefault((info.st_dev, info.st_ino), name)
-            if first != name:
-                self._header(b"1", name, info, {}, link=first)
-                return
-        records = _xattrs(path)
-        if kind == stat.S_IFREG:
-            self._file(path, name, info, records)
-        elif kind == stat.S_IFLNK:
-            self._header(b"2", name, info, records, link=os.readlink(path))  # noqa: PTH115 - names are bytes here
-        else:
-            types = {stat.S_IFDIR: b"5", stat.S_IFCHR: b"3", stat.S_IFBLK: b"4", stat.S_IFIFO: b"6"}
-            self._header(types[kind], name, info, records)
-
-    def _file(self, path: bytes, name: bytes, info: os.stat_result, records: dict[bytes, bytes]) -> None:
-        if info.st_size == 0:
-            self._header(b"0", name, info, records)
-            return
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            extents = _extents(fd, info)
-            if extents is None:
-                self._header(b"0", name, info, records, size=info.st_size)
-                self._data(fd, 0, info.st_size, path)
-                self._pad(info.st_size)
-                return
-            sparse = b"".join(b"%d\n" % number for number in (len(extents), *sum(extents, ())))
-            sparse += bytes(-len(sparse) % _BLOCK)
-            size = len(sparse) + sum(length for _, length in extents)
-            base = name.rpartition(b"/")[2][: _NAME_BYTES - len(b"GNUSparseFile.0/")]
-            records = records | {
-                b"GNU.sparse.major": b"1",
-                b"GNU.sparse.minor": b"0",
-                b"GNU.sparse.name": name,
-                b"GNU.sparse.realsize": b"%d" % info.st_size,
-            }
-            self._header(b"0", b"GNUSparseFile.0/" + base, info, records, size=size)
-            self._write(sparse)
-            for offset, length in extents:
-                self._data(fd, offset, length, path)
-            self._pad(size)
-        finally:
-            os.close(fd)
-
-    def _data(self, fd: int, offset: int, size: int, path: bytes) -> None:
-        end = offset + size
-        while offset < end:
-            data = os.pread(fd, min(_CHUNK, end - offset), offset)
-            if not data:
-                msg = f"{os.fsdecode(path)} became shorter while it was read; import a tree that nobody writes to"
-                raise ImageError(msg)
-            self._write(data)
-            offset += len(data)
-
-    def _pad(self, size: int) -> None:
-        if size % _BLOCK:
-            self._write(bytes(-size % _BLOCK))
-
-    def _header(
-        self,
-        kind: bytes,
-        name: bytes,
-        info: os.stat_result,
-        records: dict[bytes, bytes],
-        *,
-        link: bytes = b"",
-        size: int = 0,
-    ) -> None:
-        records = dict(records)
-        if len(name) > _NAME_BYTES:
-            records[b"path"] = name
-        if len(link) > _NAME_BYTES:
-            records[b"linkpath"] = link
-        numbers = {
-            b"uid": (info.st_uid, _MAX_OCTAL_ID),
-            b"gid": (info.st_gid, _MAX_OCTAL_ID),
-            b"size": (size, _MAX_OCTAL_SIZE),
-            b"mtime": (int(info.st_mtime_ns // 10**9), _MAX_OCTAL_SIZE),
-        }
-        plain = {}
-        for key, (value, limit) in numbers.items():
-            plain[key] = value if 0 <= value < limit else 0
-            if plain[key] != value:
-                records[key] = b"%d" % value
-        if records:
-            body = b"".join(_record(key, records[key]) for key in sorted(records))
-            self._write(_ustar(b"x", b"PaxHeaders/" + name[: _NAME_BYTES - 11], 0o644, {b"size": len(body)}))
-            self._write(body + bytes(-len(body) % _BLOCK))
-        device = (os.major(info.st_rdev), os.minor(info.st_rdev)) if kind in b"34" else (0, 0)
-        mode = stat.S_IMODE(info.st_mode)
-        self._write(_ustar(kind, name[:_NAME_BYTES], mode, plain, link=link[:_NAME_BYTES], device=device))
-
-
-def _record(key: bytes, value: bytes) -> bytes:
-    """Return one PAX record; its length counts its own digits."""
-    rest = len(key) + len(value) + 3
-    length = rest + len(str(rest))
-    length = rest + len(str(length))
-    return b"%d %s=%s\n" % (length, key, value)
-
-
-def _ustar(
-    kind: bytes,
-    name: bytes,
-    mode: int,
-    numbers: dict[bytes, int],
-    *,
-    link: bytes = b"",
-    device: tuple[int, int] = (0, 0),
-) -> bytes:
-    get = numbers.get
-    header = b"%s%07o\0%07o\0%07o\0%011o\0%011o\0        %s%sustar\00000%s%s%07o\0%07o\0%s" % (
-        name.ljust(_NAME_BYTES, b"\0"),
-        mode,
-        get(b"uid", 0),
-        get(b"gid", 0),
-        get(b"size", 0),
-        get(b"mtime", 0),
-        kind,
-        link.ljust(_NAME_BYTES, b"\0"),
-        bytes(32),
-        bytes(32),
-        device[0],
-        device[1],
-        bytes(167),
-    )
-    return header[:148] + b"%06o\0 " % sum(header) + header[156:]
-
-
-def _xattrs(path: bytes) -> dict[bytes, bytes]:
-    """Return the extended attributes that belong to the content, as PAX records."""
+    fd = os.open(directory, _DIRECTORY)
     try:
-        names = os.listxattr(path, follow_symlinks=False)
-    except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.ENOSYS):
-            return {}
-        raise
-    records = {}
-    for name in names:
-        # Labels of the host's security module and marks of overlay say something about this host, not the content.
-        if name in {"security.selinux", "security.ima", "security.evm"} or name.startswith("trusted.overlay."):
-            continue
-        records[b"SCHILY.xattr." + os.fsencode(name)] = os.getxattr(path, name, follow_symlinks=False)
-    return records
+        flags = lib.PYC_CHANGES_RESERVED | lib.PYC_CHANGES_SECONDS
+        return _pack(fd, write, f"pack {os.fsdecode(directory)}", flags, skip=skip or (0, 0)).entries
+    finally:
+        os.close(fd)
 
 
-def _extents(fd: int, info: os.stat_result) -> list[tuple[int, int]] | None:
-    """Return offset and length of the data of a file with holes, ``None`` for one without."""
-    if info.st_size - info.st_blocks * 512 < _MIN_HOLES:
-        return None
-    extents = []
-    offset = 0
-    while offset < info.st_size:
-        try:
-            start = os.lseek(fd, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            break
-        offset = min(os.lseek(fd, start, os.SEEK_HOLE), info.st_size)
-        if offset > start:
-            extents.append((start, offset - start))
-    # The end of the file as an empty extent, as GNU tar writes it.
-    if not extents or sum(extents[-1]) < info.st_size:
-        extents.append((info.st_size, 0))
-    return extents
+def pack_root(root: int, write: Write) -> Packed:
+    """Write a whole root file system as a plain tar stream.
+
+    Args:
+        root: its root directory, open.
+        write: takes the bytes.
+
+    Raises:
+        ImageError: it cannot be read, or changed meanwhile.
+    """
+    return _pack(root, write, "export the root", 0)
+
+
+def pack_upper(upper: int, write: Write, *, base: int, merged: int = -1) -> Packed:
+    """Write what an upper directory changes as the tar stream of a layer (image-spec, layer.md).
+
+    What is as below is left out: files copied up and not changed, directories in which nothing changed. The same upper
+    gives the same bytes.
+
+    Args:
+        upper: the upper directory, open.
+        write: takes the bytes.
+        base: the root of what lies below, open; -1 when that is not known.
+        merged: the root of both, by which moved directories and files without content are read; -1: they are refused.
+
+    Raises:
+        ImageError: something cannot be said in a layer, or changed meanwhile.
+    """
+    flags = lib.PYC_CHANGES_UPPER | lib.PYC_CHANGES_RESERVED
+    return _pack(upper, write, "make a layer of the changes", flags, base=base, merged=merged)
+
+
+def list_changes(upper: int, *, base: int, merged: int = -1) -> Iterator[Change]:
+    """Give what an upper directory changes, directories before what is in them.
+
+    Exact: what is as below is not listed. A directory in which something changed counts as changed.
+
+    Args:
+        upper: the upper directory, open.
+        base: the root of what lies below, open.
+        merged: as for :func:`pack_upper`.
+    """
+    flags = lib.PYC_CHANGES_LIST | lib.PYC_CHANGES_UPPER
+    rest = b""
+    with _Changes(upper, "list the changes", flags, base, merged, (0, 0)) as found:
+        while data := found.read(_LIST_CHUNK):
+            *lines, rest = (rest + data).split(b"\0")
+            for line in lines:
+                yield Change(_KINDS[chr(line[0])], "/" + os.fsdecode(line[1:]))  # type: ignore[arg-type] # of these
+
+
+def _pack(
+    root: int,
+    write: Write,
+    what: str,
+    flags: int,
+    *,
+    base: int = -1,
+    merged: int = -1,
+    skip: tuple[int, int] = (0, 0),
+) -> Packed:
+    with _Changes(root, what, flags, base, merged, skip) as found:
+        while data := found.read(_CHUNK):
+            write(data)
+        return found.stats()
+
+
+class _Changes:
+    """The C core's side: a stream of bytes made of a tree; a context manager."""
+
+    def __init__(self, root: int, what: str, flags: int, base: int, merged: int, skip: tuple[int, int]) -> None:
+        self._what = what
+        options = ffi.new(
+            "PycChangesOptions *",
+            {"flags": flags, "base": base, "merged": merged, "skip_dev": skip[0], "skip_inode": skip[1]},
+        )
+        ret = ffi.new("PycChanges **")
+        err = new_error()
+        if lib.pyc_changes_open(root, options, ret, err) < 0:
+            raise _explain(what, *read_error(err))
+        self._changes = ret[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        lib.pyc_changes_free(self._changes)
+        self._changes = ffi.NULL
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes; fewer than asked for only at the end."""
+        buffer = bytearray(size)
+        got = ffi.new("size_t *")
+        err = new_error()
+        if lib.pyc_changes_read(self._changes, ffi.from_buffer("uint8_t[]", buffer), size, got, err) < 0:
+            raise _explain(self._what, *read_error(err))
+        return bytes(buffer) if got[0] == size else bytes(memoryview(buffer)[: got[0]])
+
+    def stats(self) -> Packed:
+        stats = ffi.new("PycChangesStats *")
+        lib.pyc_changes_stats(self._changes, stats)
+        return Packed(int(stats.entries), int(stats.bytes))
+
+
+def _explain(what: str, step: str, path: str, number: int) -> Exception:
+    text = f"cannot {what}: {step}" + (f" {path!r}" if path else "")
+    if number == errno.ENOSYS:
+        return Unsupported(f"{text}: this kernel has no openat2(2); Linux 5.6 or newer is needed")
+    if number in (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return StoreError(f"{text}: {os.strerror(number)}")
+    if number == errno.ENOENT:
+        return ImageError(f"{text}: it is gone; something writes to the tree meanwhile, pause or stop that")
+    return ImageError(f"{text}: {_REASONS.get(number) or os.strerror(number)}")

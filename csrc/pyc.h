@@ -17,6 +17,7 @@ typedef struct PycError {
 
 #include "bpf.h"
 #include "changes.h"
+#include "counts.h"
 #include "layer.h"
 #include "erofs.h"
 #include "probe.h"

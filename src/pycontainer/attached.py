@@ -15,7 +15,7 @@ from pycontainer.runtime.process import Process
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pycontainer.runtime.cgroups import Counters
+    from pycontainer.runtime.counts import Counters
     from pycontainer.runtime.process import Exit
     from pycontainer.streams import Attachment
 

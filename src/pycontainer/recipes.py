@@ -12,6 +12,7 @@ from typing import Any
 
 import attrs
 
+from pycontainer.model import Limits
 from pycontainer.runtime import plan
 
 __all__ = ["Recipes", "recipe_key"]
@@ -19,6 +20,7 @@ __all__ = ["Recipes", "recipe_key"]
 _MOST = 256
 _SHORT = 12  # digits of an id that make a host name
 
+_FROZEN = (str, int, bool, tuple, Limits, type(None))
 # With these a start depends on what the host is like at that moment, not on the wishes alone.
 _CHANGING = ("privileged", "devices", "userns", "tty")
 
@@ -36,6 +38,8 @@ def recipe_key(wishes: Mapping[str, Any], *more: Hashable) -> Hashable | None:
 
 
 def _freeze(value: object) -> object:
+    if value.__class__ in _FROZEN:
+        return value
     if isinstance(value, list):
         return tuple(value)
     if isinstance(value, Mapping):

@@ -5,6 +5,8 @@ For the classes of this library that was half the time of importing it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import attrs
@@ -23,10 +25,10 @@ class Record:
     def __eq__(self, other: object) -> bool:
         if other.__class__ is not self.__class__:
             return NotImplemented
-        return all(getattr(self, field.name) == getattr(other, field.name) for field in fields_of(self.__class__))
+        return bool(_values(self) == _values(other))
 
     def __hash__(self) -> int:
-        return hash((self.__class__, *(getattr(self, field.name) for field in fields_of(self.__class__))))
+        return hash((self.__class__, _values(self)))
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields_of(self.__class__))
@@ -37,3 +39,15 @@ def fields_of(cls: type[Any]) -> tuple[attrs.Attribute[Any], ...]:
     """Return the fields of an attrs class."""
     fields: tuple[attrs.Attribute[Any], ...] = attrs.fields(cls)
     return fields
+
+
+_getters: dict[type[Any], Callable[[object], object]] = {}
+
+
+def _values(record: Record) -> object:
+    """Return the values of the fields, a tuple unless there is only one."""
+    cls = record.__class__
+    getter = _getters.get(cls)
+    if getter is None:
+        getter = _getters[cls] = attrgetter(*(field.name for field in fields_of(cls)))
+    return getter(record)

@@ -8,7 +8,6 @@ the kernel, over 10 ms when starts are rare. See cgroups(7) and the kernel's adm
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,14 +15,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from pycontainer._ffi import lib, new_error, read_error
 from pycontainer.errors import StartError, Unsupported
 from pycontainer.runtime import devices, limits
+from pycontainer.runtime.counts import Counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from pycontainer.oci.runtime import DeviceRule, Resources
+    from pycontainer.runtime.counts import Counters
     from pycontainer.runtime.program import Program
 
-__all__ = ["Cgroups", "Counters", "Hierarchy"]
+__all__ = ["Cgroups", "Hierarchy"]
 
 PARENT = "pycontainer"
 _V1_CONTROLLERS = (
@@ -57,28 +58,6 @@ class Hierarchy(NamedTuple):
     controllers: tuple[str, ...]
     path: str
     name: str
-
-
-class Counters(NamedTuple):
-    """What a group counted; ``None`` where the host has no such count.
-
-    Attributes:
-        cpu_user_us: microseconds in programs.
-        cpu_system_us: microseconds in the kernel.
-        peak_memory: bytes.
-        block_read: bytes.
-        block_written: bytes.
-        peak_pids: processes and threads.
-        oom_kills: processes killed at the memory limit.
-    """
-
-    cpu_user_us: int | None = None
-    cpu_system_us: int | None = None
-    peak_memory: int | None = None
-    block_read: int | None = None
-    block_written: int | None = None
-    peak_pids: int | None = None
-    oom_kills: int = 0
 
 
 def _unescape(text: str) -> str:
@@ -130,11 +109,11 @@ class Cgroups:
         self._fds: dict[str, int] = {}  # by hierarchy path
         self._by_controller: dict[str, Hierarchy] = {}
         self._device_programs: dict[bytes, int] = {}
-        self._counts_blocks = False
         try:
             self._open()
-            if self.version == "v1" and "blkio" in self._by_controller and device is not None:
-                self._counts_blocks = _count_blocks(self._fds[self._by_controller["blkio"].path], device)
+            parents = {name: self._fds[hierarchy.path] for name, hierarchy in self._by_controller.items()}
+            blocks = self.version == "v1" and "blkio" in parents and device is not None
+            self._counts = Counts(self.version, parents, blocks=blocks and _count_blocks(parents["blkio"], device or 0))
         except BaseException:
             self.close()
             raise
@@ -333,63 +312,7 @@ class Cgroups:
 
     def read(self, group: str) -> Counters:
         """Return what the group of a container counted so far."""
-        return self._read_v2(group) if self.version == "v2" else self._read_v1(group)
-
-    def _text(self, controller: str, path: str) -> str | None:
-        hierarchy = self._by_controller.get(controller)
-        if hierarchy is None:
-            return None
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fds[hierarchy.path])
-        except FileNotFoundError:  # an older kernel, or no group was needed there
-            return None
-        try:
-            return os.read(fd, 65536).decode()
-        except OSError as error:
-            if error.errno != errno.ENODEV:  # the group was removed after we opened its file
-                raise
-            return None
-        finally:
-            os.close(fd)
-
-    def _number(self, controller: str, path: str) -> int | None:
-        text = self._text(controller, path)
-        return int(text) if text else None
-
-    def _read_v1(self, group: str) -> Counters:
-        user, system = self._number("cpuacct", f"{group}/cpuacct.usage_user"), None
-        if user is not None:
-            user //= 1000
-            system = (self._number("cpuacct", f"{group}/cpuacct.usage_sys") or 0) // 1000
-        oom = self._text("memory", f"{group}/memory.oom_control")
-        read = written = None
-        blocks = self._text("blkio", f"{group}/blkio.throttle.io_service_bytes_recursive")
-        if blocks is not None and self._counts_blocks:
-            read = _sum_lines(blocks, "Read")
-            written = _sum_lines(blocks, "Write")
-        return Counters(
-            cpu_user_us=user,
-            cpu_system_us=system,
-            peak_memory=self._number("memory", f"{group}/memory.max_usage_in_bytes"),
-            block_read=read,
-            block_written=written,
-            peak_pids=self._number("pids", f"{group}/pids.peak"),
-            oom_kills=_sum_lines(oom, "oom_kill") if oom else 0,
-        )
-
-    def _read_v2(self, group: str) -> Counters:
-        cpu = self._text("cpu", f"{group}/cpu.stat")
-        events = self._text("memory", f"{group}/memory.events")
-        io = self._text("io", f"{group}/io.stat")
-        return Counters(
-            cpu_user_us=_sum_lines(cpu, "user_usec") if cpu else None,
-            cpu_system_us=_sum_lines(cpu, "system_usec") if cpu else None,
-            peak_memory=self._number("memory", f"{group}/memory.peak"),
-            block_read=_sum_pairs(io, "rbytes") if io is not None else None,
-            block_written=_sum_pairs(io, "wbytes") if io is not None else None,
-            peak_pids=self._number("pids", f"{group}/pids.peak"),
-            oom_kills=_sum_lines(events, "oom_kill") if events else 0,
-        )
+        return self._counts.read(group)
 
     def kill(self, group: str) -> None:
         """Kill every process of a container's group, for containers without a pid namespace of their own."""
@@ -505,13 +428,3 @@ def _is_used(controller: str, resources: Resources) -> bool:
     if controller == "cpuset":
         return cpu is not None and bool(cpu.cpus or cpu.mems)
     return any(name == controller for name, _, _ in limits.v1_writes(resources))
-
-
-def _sum_lines(text: str, key: str) -> int:
-    """Add up the last words of the lines in which ``key`` is a word."""
-    return sum(int(words[-1]) for words in map(str.split, text.splitlines()) if key in words[:-1])
-
-
-def _sum_pairs(text: str, key: str) -> int:
-    """Add up the values of ``key=value`` words."""
-    return sum(int(word.partition("=")[2]) for word in text.split() if word.startswith(f"{key}="))

@@ -9,6 +9,7 @@ b'hello\n'
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pycontainer.distribution.hosts import Registries
     from pycontainer.engine import Engine
     from pycontainer.errors import (
         AlreadyExists,
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
         ImageError,
         InvalidReference,
         InvalidSpec,
+        ManifestUnknown,
         NotFound,
         OutOfMemory,
+        RegistryError,
         StartError,
         StoreError,
         TimeoutExpired,
+        Unauthorized,
         Unsupported,
     )
     from pycontainer.image import Image
@@ -53,6 +57,7 @@ __all__ = [
     "InvalidReference",
     "InvalidSpec",
     "Limits",
+    "ManifestUnknown",
     "Mount",
     "Namespace",
     "NotFound",
@@ -60,6 +65,8 @@ __all__ = [
     "Output",
     "Progress",
     "Propagation",
+    "Registries",
+    "RegistryError",
     "Result",
     "Rlimit",
     "Running",
@@ -67,6 +74,7 @@ __all__ = [
     "StartError",
     "StoreError",
     "TimeoutExpired",
+    "Unauthorized",
     "Unsupported",
     "Usage",
 ]
@@ -80,6 +88,7 @@ _HOMES = {
     "Namespace": "launch",
     "Output": "streams",
     "Progress": "progress",
+    "Registries": "distribution.hosts",
     "Running": "running",
     **dict.fromkeys(
         ("Device", "IdMap", "ImageConfig", "Limits", "Mount", "Propagation", "Result", "Rlimit", "Size", "Usage"),

@@ -10,7 +10,10 @@
     ├── InvalidReference       invalid-reference   (also a ValueError) not an image reference, digest or name
     ├── InvalidSpec            invalid-spec        (also a ValueError) not a container by the OCI runtime specification
     ├── ImageError             image               the image or archive is broken or hostile
-    │   └── DigestMismatch     digest-mismatch     content is not what its digest says
+    │   ├── DigestMismatch     digest-mismatch     content is not what its digest says
+    │   └── RegistryError      registry            a registry cannot be reached, refuses, or answers nonsense
+    │       ├── Unauthorized   unauthorized        it wants other credentials, or some at all
+    │       └── ManifestUnknown manifest-unknown   (also a NotFound) it has no such image
     ├── StoreError             store               the store on disk cannot be used
     ├── StartError             start               a step of a container's start failed
     ├── ExitError              exit                the program ended with a failure; carries the result
@@ -40,11 +43,14 @@ __all__ = [
     "ImageError",
     "InvalidReference",
     "InvalidSpec",
+    "ManifestUnknown",
     "NotFound",
     "OutOfMemory",
+    "RegistryError",
     "StartError",
     "StoreError",
     "TimeoutExpired",
+    "Unauthorized",
     "Unsupported",
 ]
 
@@ -123,6 +129,58 @@ class DigestMismatch(ImageError):
 
     def __str__(self) -> str:
         return f"{self.what} is damaged or was tampered with: it should be {self.expected}, it is {self.actual}"
+
+
+class RegistryError(ImageError):
+    """A registry cannot be reached, refuses what was asked, or answers what it should not.
+
+    Args:
+        action: what was tried, on what.
+        host: of the registry, or of whoever it sent us to.
+        reason: why it failed.
+        status: of HTTP, 0 when there was no answer.
+        registry_code: the registry's own word for it, as the distribution specification lists them: ``"DENIED"``.
+        hint: what to do about it, or ``""``.
+        temporary: the same may succeed later.
+    """
+
+    code = "registry"
+
+    def __init__(
+        self,
+        action: str,
+        host: str,
+        reason: str,
+        *,
+        status: int = 0,
+        registry_code: str = "",
+        hint: str = "",
+        temporary: bool = False,
+    ) -> None:
+        super().__init__(action, host, reason)
+        self.action = action
+        self.host = host
+        self.reason = reason
+        self.status = status
+        self.registry_code = registry_code
+        self.hint = hint
+        self.temporary = temporary
+
+    def __str__(self) -> str:
+        text = f"{self.action}: {self.host}: {self.reason}"
+        return f"{text} ({self.hint})" if self.hint else text
+
+
+class Unauthorized(RegistryError):
+    """The registry wants credentials, others than were given, or ones with more rights."""
+
+    code = "unauthorized"
+
+
+class ManifestUnknown(RegistryError, NotFound):
+    """The registry has no such image, tag or repository."""
+
+    code = "manifest-unknown"
 
 
 class StoreError(Error):

@@ -30,6 +30,7 @@ __all__ = [
     "python_starts",
     "throughput",
     "versions",
+    "view",
 ]
 
 PEERS = ("bwrap", "crun", "runc", "podman", "docker")
@@ -80,10 +81,20 @@ def _unshared(script: str, *argv: str | Path) -> list[str]:
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *map(str, argv)]
 
 
-def _view(stage: Stage, *argv: str | Path) -> list[str]:
+def view(place: Path, *argv: str | Path) -> list[str]:
+    """Return a command that sees no hierarchy of version 2 beside those of version 1.
+
+    Args:
+        place: where its view of them is put together, in a mount namespace of its own.
+        argv: the command.
+    """
     if not Path("/sys/fs/cgroup/unified").is_dir():
         return [str(a) for a in argv]
-    return _unshared(_WITHOUT_UNIFIED, stage.memory / "cgroup-view", *argv)
+    return _unshared(_WITHOUT_UNIFIED, place, *argv)
+
+
+def _view(stage: Stage, *argv: str | Path) -> list[str]:
+    return view(stage.memory / "cgroup-view", *argv)
 
 
 def _program(name: str, package: str) -> str:

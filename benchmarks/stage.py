@@ -24,7 +24,7 @@ from benchmarks import filters
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["CAPABILITIES", "Stage", "open_stage"]
+__all__ = ["CAPABILITIES", "Stage", "end_orphans", "open_stage", "private_mounts", "remove_groups"]
 
 CAPABILITIES = tuple(
     f"CAP_{name}"
@@ -86,7 +86,8 @@ def _run(*command: str | Path) -> None:
         raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
 
 
-def _private_mounts() -> None:
+def private_mounts() -> None:
+    """Have a mount namespace of our own, and be the parent of what our children leave."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) < 0:
         raise OSError(ctypes.get_errno(), "a mount namespace of its own (needs root)")
@@ -170,7 +171,8 @@ def write_bundle(stage: Stage, name: str) -> Path:
     return bundle
 
 
-def _remove_groups(names: Sequence[str]) -> None:
+def remove_groups(names: Sequence[str]) -> None:
+    """Remove the control groups whose names start like this, in every hierarchy."""
     for hierarchy in [_CGROUPS, *_CGROUPS.iterdir()]:
         for group in [found for name in names for found in hierarchy.glob(f"{name}*") if found.is_dir()]:
             for directory, _, _ in os.walk(group, topdown=False):
@@ -178,7 +180,8 @@ def _remove_groups(names: Sequence[str]) -> None:
                     Path(directory).rmdir()
 
 
-def _end_orphans() -> None:
+def end_orphans() -> None:
+    """End what outlived the processes that we started."""
     # Only what was started below us and lost its parent: as subreaper we are its parent now.
     children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
     for _ in range(50):
@@ -198,7 +201,7 @@ def open_stage(profile: Path) -> Iterator[Stage]:
     Args:
         profile: a docker-style seccomp profile; when absent the contenders run without seccomp, and the report says so.
     """
-    _private_mounts()
+    private_mounts()
     had_libpod = {hierarchy for hierarchy in _CGROUPS.iterdir() if (hierarchy / "libpod_parent").exists()}
     group = f"pycontainer-bench-{os.getpid()}"
     base = Path(tempfile.mkdtemp(prefix="pyc-bench-", dir="/var/tmp"))
@@ -220,8 +223,8 @@ def open_stage(profile: Path) -> Iterator[Stage]:
         (disk / "runs").mkdir()
         yield stage
     finally:
-        _end_orphans()
-        _remove_groups([group] if had_libpod else [group, "libpod_parent"])
+        end_orphans()
+        remove_groups([group] if had_libpod else [group, "libpod_parent"])
         for mount in ("memory", "disk"):
             if os.path.ismount(base / mount):
                 _run("umount", "--lazy", "--recursive", base / mount)

@@ -12,9 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import Any, NoReturn
 
 from tests.trees import Description, describe
 
@@ -36,7 +34,13 @@ def need(*programs: str) -> None:
     """Skip the test when one of these programs is missing."""
     for program in programs:
         if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed")
+            _skip(f"{program} is not installed")
+
+
+def _skip(reason: str) -> NoReturn:
+    import pytest  # benchmarks use this module without it
+
+    pytest.skip(reason)
 
 
 @contextlib.contextmanager
@@ -165,7 +169,7 @@ def dockerd(base: Path) -> Iterator[Docker]:
     docker = Docker(path)
     try:
         if not _comes_up(daemon, path):
-            pytest.skip("dockerd does not start here: " + (log.read_text().splitlines() or ["no words"])[-1])
+            _skip("dockerd does not start here: " + (log.read_text().splitlines() or ["no words"])[-1])
         yield docker
     finally:
         daemon.terminate()

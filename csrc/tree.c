@@ -32,33 +32,51 @@ static DIR *open_dir(int fd) {
 
 static int is_dot(const char *name) { return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2])); }
 
-/* Empty the directory `name` below top. Directories in it that are not empty are moved up beside it, under fresh names,
- * so that depth never grows: a tree of any depth needs two descriptors and no recursion. */
-static int flatten(int top, const char *name, unsigned long *counter) {
-    PYC_AUTO_FD fd = openat(top, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+enum { NEAR = 8 }; /* levels that are descended into; what lies deeper is lifted, so that depth never grows */
+
+/* Move a directory up to top, under a fresh name. */
+static int lift(int top, int parent, const char *name, unsigned long *counter) {
+    char fresh[48];
+    do
+        (void)snprintf(fresh, sizeof fresh, ".pyc-gone-%lu", (*counter)++);
+    while (renameat2(parent, name, top, fresh, RENAME_NOREPLACE) < 0 && errno == EEXIST);
+    /* A mount point, or no rights: it could not be moved. */
+    return faccessat(parent, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0 ? -EBUSY : 0;
+}
+
+static int empty(int top, int fd, int level, unsigned long *counter);
+
+static int remove_entry(int top, int parent, const struct dirent *entry, int level, unsigned long *counter) {
+    const char *name = entry->d_name;
+    if (entry->d_type != DT_DIR) {
+        if (unlinkat(parent, name, 0) == 0)
+            return 0;
+        if (errno != EISDIR && errno != EPERM)
+            return -errno;
+    }
+    if (unlinkat(parent, name, AT_REMOVEDIR) == 0)
+        return 0;
+    if (errno != ENOTEMPTY && errno != EEXIST)
+        return -errno;
+    if (level == NEAR)
+        return lift(top, parent, name, counter);
+    PYC_AUTO_FD fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return -errno;
+    int rc = empty(top, fd, level + 1, counter);
+    return rc < 0 || unlinkat(parent, name, AT_REMOVEDIR) == 0 ? rc : -errno;
+}
+
+/* Empty an open directory. A tree of any depth needs two descriptors for each near level and no deeper recursion. */
+static int empty(int top, int fd, int level, unsigned long *counter) {
     PYC_CLEANUP(close_dir) DIR *dir = open_dir(fd);
     if (!dir)
         return -errno;
     struct dirent *entry;
     while ((entry = readdir(dir))) {
-        if (is_dot(entry->d_name))
-            continue;
-        if (unlinkat(fd, entry->d_name, 0) == 0)
-            continue;
-        if (errno != EISDIR && errno != EPERM)
-            return -errno;
-        if (unlinkat(fd, entry->d_name, AT_REMOVEDIR) == 0)
-            continue;
-        if (errno != ENOTEMPTY && errno != EEXIST)
-            return -errno;
-        char fresh[48];
-        do
-            (void)snprintf(fresh, sizeof fresh, ".pyc-gone-%lu", (*counter)++);
-        while (renameat2(fd, entry->d_name, top, fresh, RENAME_NOREPLACE) < 0 && errno == EEXIST);
-        if (faccessat(fd, entry->d_name, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
-            return -EBUSY; /* it could not be moved: a mount point, or no rights */
+        int rc = is_dot(entry->d_name) ? 0 : remove_entry(top, fd, entry, level, counter);
+        if (rc < 0 && rc != -ENOENT)
+            return rc;
     }
     return 0;
 }
@@ -74,19 +92,9 @@ int pyc_remove_tree(int dirfd, const char *name, PycError *err) {
         PYC_AUTO_FD top = openat(dirfd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         if (top < 0)
             return errno == ENOENT ? 0 : pyc_fail(err, errno, "open to remove", name);
-        PYC_CLEANUP(close_dir) DIR *dir = open_dir(top);
-        if (!dir)
-            return pyc_fail(err, errno, "list to remove", name);
-        struct dirent *entry;
-        while ((entry = readdir(dir))) {
-            if (is_dot(entry->d_name) || unlinkat(top, entry->d_name, 0) == 0)
-                continue;
-            int rc = errno == EISDIR || errno == EPERM ? flatten(top, entry->d_name, &counter) : -errno;
-            if (rc == 0 && unlinkat(top, entry->d_name, AT_REMOVEDIR) < 0)
-                rc = -errno;
-            if (rc < 0 && rc != -ENOENT)
-                return pyc_fail(err, rc, "remove", entry->d_name);
-        }
+        int rc = empty(top, top, 0, &counter);
+        if (rc < 0)
+            return pyc_fail(err, rc, "remove what is in", name);
         if (unlinkat(dirfd, name, AT_REMOVEDIR) == 0 || errno == ENOENT)
             return 0;
         if (errno != ENOTEMPTY && errno != EEXIST)

@@ -54,20 +54,6 @@ enum { SPARE_AFTER_MS = 5, SPARE_IDLE_MS = 10000, FIRST_FREE = 6 };
 
 /* ---- in the new process ---- */
 
-/* Ignored signals stay ignored over execve, so all are reset; those of the keeper are blocked besides. */
-static void default_signals(void) {
-    struct {
-        void *handler;
-        unsigned long flags;
-        void *restorer;
-        uint64_t mask;
-    } action = {0};
-    for (int number = 1; number < 65; number++)
-        (void)sys(SYS_rt_sigaction, number, &action, 0, 8); /* fails for SIGKILL and SIGSTOP, as it must */
-    uint64_t none = 0;
-    (void)sys(SYS_rt_sigprocmask, SIG_SETMASK, &none, 0, 8);
-}
-
 /* Receive the program and put the descriptors that come with it into the slots. */
 static const PycHeader *receive_parcel(Machine *m, int status, PycError *err) {
     static const char label[] = "receive the start";
@@ -134,7 +120,8 @@ static _Noreturn void be_born(const Keeper *k, int status, int go, int control) 
     PycError err = {0};
     Machine m;
     (void)sys(SYS_close_range, KEEP_REQUESTS, FIRST_FREE - 1, 0); /* they tell others that the keeper is alive */
-    default_signals();
+    uint64_t none = 0;
+    (void)sys(SYS_rt_sigprocmask, SIG_SETMASK, &none, 0, 8);
     (void)sys(SYS_prlimit64, 0, RLIMIT_NOFILE, &k->files, 0);
     (void)sys(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     (void)sys(SYS_prctl, PR_SET_DUMPABLE, 0, 0, 0,

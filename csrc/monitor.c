@@ -2,16 +2,23 @@
  * No kernel interface of its own. Started by pycontainer.runtime.keeper and by the last step of a start.
  */
 #include "monitor.h"
+#include "sys.h"
 
 #include <signal.h>
 #include <string.h>
 #include <unistd.h>
 
-/* What the program ignores stays ignored over execve; with SIGCHLD ignored no status of a child would be left for us. */
+/* What the program ignores stays ignored over execve and clone; with SIGCHLD ignored no status of a child would be left
+ * for us, and a container would ignore it too. By the kernel's own call: libc keeps two signals to itself. */
 static void default_signals(void) {
-    struct sigaction action = {.sa_handler = SIG_DFL};
+    struct {
+        void *handler;
+        unsigned long flags;
+        void *restorer;
+        uint64_t mask;
+    } action = {0};
     for (int number = 1; number < NSIG; number++)
-        (void)sigaction(number, &action, NULL); /* fails for SIGKILL, SIGSTOP and libc's own, as it must */
+        (void)sys(SYS_rt_sigaction, number, &action, 0, 8); /* fails for SIGKILL and SIGSTOP, as it must */
 }
 
 int main(int argc, char **argv) {

@@ -8,14 +8,15 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import attrs
 
+from pycontainer.errors import StoreError
 from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Rlimit, parse_size
 from pycontainer.oci import defaults
 from pycontainer.oci import runtime as oci
-from pycontainer.records import Record
+from pycontainer.records import Record, fields_of
 from pycontainer.runtime import capabilities, devices
 
 if TYPE_CHECKING:
@@ -98,6 +99,37 @@ class Options(Record):
             raise ValueError(msg)
         if self.dns or self.extra_hosts:
             _check_addresses(*self.dns, *self.extra_hosts.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as values of JSON."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields_of(Options)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Options:
+        """Return the options that :meth:`to_json` gave.
+
+        Raises:
+            StoreError: there are some that this version does not know.
+        """
+        try:
+            made = {name: tuple(kind(**item) for item in value[name]) for name, kind in _LISTS.items()}
+            lists = {name: tuple(item) for name, item in value.items() if isinstance(item, list) and name not in made}
+            return cls(**{**value, **lists, **made, "limits": Limits(**value["limits"])})
+        except (KeyError, TypeError) as error:
+            msg = f"a container asks for what this version does not know: {error}; use the pycontainer that made it"
+            raise StoreError(msg) from error
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Record):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields_of(value.__class__)}
+    if isinstance(value, Mapping):
+        return dict(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+# What else than text is in the lists of the options.
+_LISTS: dict[str, type[Any]] = {"mounts": Mount, "rlimits": Rlimit, "devices": Device, "userns": IdMap}
 
 
 def _check_addresses(*addresses: str) -> None:

@@ -13,6 +13,7 @@ import attrs
 
 from pycontainer.attached import run_attached
 from pycontainer.errors import StartError
+from pycontainer.kept import Kept, inverse_map
 from pycontainer.launch import Options, document, etc_files
 from pycontainer.model import Mount
 from pycontainer.oci import runtime as oci
@@ -28,7 +29,7 @@ from pycontainer.runtime.users import Accounts, Identity, read_accounts
 from pycontainer.streams import Attachment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from pycontainer.image import Image
     from pycontainer.model import Result
@@ -131,18 +132,86 @@ class Runner:
         attachment = Attachment(**streams, tty=wishes["tty"])
         lowers = (*self._store.acquire(image.id), self._skeleton)
         try:
-            for last in (False, True):
-                keeper = self._running_keeper()
-                start = self._start(image, wishes, lowers, keeper, seccomp, cgroup_parent, init=init)
-                try:
-                    return run_attached(start, attachment, began=began, timeout=timeout, check=check, on_start=on_start)
-                except StartError as error:
-                    # Killed, the keeper takes no request and bears no process any more: nothing has started yet.
-                    if last or error.errno not in _LOST or not keeper.has_ended():
-                        raise
-            raise AssertionError  # the second attempt returned or raised
+            return self._run_by_keeper(
+                lambda keeper: self._start(image, wishes, lowers, keeper, seccomp, cgroup_parent, init=init),
+                attachment,
+                began=began,
+                timeout=timeout,
+                check=check,
+                on_start=on_start,
+            )
         finally:
             self._store.release(image.id)
+
+    def run_kept(
+        self,
+        kept: Kept,
+        image: Image,
+        options: Options,
+        streams: Mapping[str, Any],
+        *,
+        seccomp: str,
+        init: bool,
+        cgroup_parent: str | None,
+        began: float,
+        timeout: float | None,
+        check: bool,
+        on_start: Callable[[Running], object] | None,
+    ) -> Result:
+        """Run a container on its own writable layer; see :meth:`pycontainer.Container.run`.
+
+        Args:
+            kept: what it keeps; nobody else uses it meanwhile.
+            image: the image that it is made from.
+            options: what it is to be.
+            streams: as for :meth:`run`.
+            seccomp: as for :meth:`run`.
+            init: as for :meth:`run`.
+            cgroup_parent: as for :meth:`run`.
+            began: as for :meth:`run`.
+            timeout: as for :meth:`run`.
+            check: as for :meth:`run`.
+            on_start: as for :meth:`run`.
+        """
+        lowers = (*self._store.acquire(image.id), self._skeleton)
+        try:
+
+            def start(keeper: Keeper) -> plan.Start:
+                made = self._plan(image, options, lowers, keeper, seccomp, cgroup_parent, init=init, kept=kept)
+                kept.note_group(made.cgroup)
+                return made
+
+            return self._run_by_keeper(
+                start,
+                Attachment(**streams, tty=options.tty),
+                began=began,
+                timeout=timeout,
+                check=check,
+                on_start=on_start,
+            )
+        finally:
+            self._store.release(image.id)
+
+    def _run_by_keeper(
+        self,
+        make_start: Callable[[Keeper], plan.Start],
+        attachment: Attachment,
+        *,
+        began: float,
+        timeout: float | None,
+        check: bool,
+        on_start: Callable[[Running], object] | None,
+    ) -> Result:
+        for last in (False, True):
+            keeper = self._running_keeper()
+            start = make_start(keeper)
+            try:
+                return run_attached(start, attachment, began=began, timeout=timeout, check=check, on_start=on_start)
+            except StartError as error:
+                # Killed, the keeper takes no request and bears no process any more: nothing has started yet.
+                if last or error.errno not in _LOST or not keeper.has_ended():
+                    raise
+        raise AssertionError  # the second attempt returned or raised
 
     def _start(
         self,
@@ -161,7 +230,7 @@ class Runner:
             key = recipe_key(wishes, image.id, seccomp, init, keeper.instance)
         start = self._recipes.get(key) if key is not None else None
         if start is None:
-            start = self._plan(image, wishes, lowers, keeper, seccomp, cgroup_parent, init=init)
+            start = self._plan(image, Options(**wishes), lowers, keeper, seccomp, cgroup_parent, init=init)
             if key is not None:
                 self._recipes.put(key, start)
         return start
@@ -169,25 +238,31 @@ class Runner:
     def _plan(
         self,
         image: Image,
-        wishes: Mapping[str, Any],
+        options: Options,
         lowers: tuple[str, ...],
         keeper: Keeper,
         seccomp: str,
         cgroup_parent: str | None,
         *,
         init: bool,
+        kept: Kept | None = None,
     ) -> plan.Start:
-        options = Options(**wishes)
-        container_id = os.urandom(32).hex()
+        run_id = os.urandom(32).hex()
+        container_id = run_id if kept is None else kept.id  # each run of a kept one has a group of its own
         try:
-            options = self._with_volumes(image, options, lowers, keeper.instance / container_id)
-            spec = document(container_id, image.config, options, self._identify(image, lowers, options))
+            if kept is None:
+                options = self._with_volumes(image, options, lowers, keeper.instance / run_id)
+            else:
+                kept.renew_work()
+                options = _with_kept_volumes(kept, options)
+            spec = document(container_id, image.config, options, self._identify(image, lowers, options, kept))
             name = spec.hostname or os.uname().nodename
+            directory = f"{keeper.instance}/{run_id}" if kept is None else str(kept.directory)
             return plan.Start(
                 spec=spec,
-                container_id=container_id,
-                cgroup=self._cgroups.group(container_id, f"{cgroup_parent}/{container_id}" if cgroup_parent else None),
-                root=self._root(lowers, f"{keeper.instance}/{container_id}", spec, keeper),
+                container_id=run_id,
+                cgroup=self._cgroups.group(run_id, f"{cgroup_parent}/{run_id}" if cgroup_parent else None),
+                root=self._root(lowers, directory, spec, keeper)._replace(kept=kept is not None),
                 keeper=keeper,
                 cgroups=self._cgroups,
                 user_namespaces=self._user_namespaces,
@@ -196,7 +271,7 @@ class Runner:
                 files=etc_files(name, options),
             )
         except BaseException:
-            keeper.forget(container_id)  # its volumes may be there already
+            keeper.forget(run_id)  # its volumes may be there already
             raise
 
     def _root(self, lowers: tuple[str, ...], directory: str, spec: oci.Spec, keeper: Keeper) -> plan.Overlay:
@@ -213,8 +288,7 @@ class Runner:
 
     def _with_volumes(self, image: Image, options: Options, lowers: tuple[str, ...], directory: Path) -> Options:
         """Give each volume that the image declares a directory of its own, filled with what the image has there."""
-        taken = {mount.target.rstrip("/") for mount in options.mounts}
-        paths = [path for path in image.config.volumes if path.rstrip("/") not in taken]
+        paths = _volume_paths(image, options)
         if not paths:
             return options
         root_fd = self._open_image(lowers)
@@ -236,16 +310,85 @@ class Runner:
         add_overlay(program, lowers)
         return program.prepare()[0]
 
-    def _identify(self, image: Image, lowers: tuple[str, ...], options: Options) -> Identity:
-        accounts = self._accounts.get(image.id)
+    def _identify(self, image: Image, lowers: tuple[str, ...], options: Options, kept: Kept | None = None) -> Identity:
+        accounts = self._accounts.get(image.id) if kept is None else None
         if accounts is None:
-            fd = self._open_image(lowers)
+            fd = self._open_image(lowers) if kept is None else self._open_whole(lowers, kept, options)
             try:
                 accounts = read_accounts(fd)
             finally:
                 os.close(fd)
-            self._accounts[image.id] = accounts
+            if kept is None:
+                self._accounts[image.id] = accounts
         return accounts.identify(options.user if options.user is not None else image.config.user, options.groups)
+
+    # ── containers that are kept ──
+
+    @property
+    def cgroups(self) -> Cgroups:
+        """The control groups of this engine."""
+        return self._cgroups
+
+    def make_kept(self, kept: Kept, image: Image, options: Options) -> Kept:
+        """Make what a container keeps, its volumes filled with what the image has there."""
+        lowers = (*self._store.acquire(image.id), self._skeleton)
+        try:
+            root_fd = self._open_image(lowers)
+            try:
+                kept.make(root_fd, options.userns)
+                kept = attrs.evolve(kept, volumes=tuple(_volume_paths(image, options)))
+                for number, path in enumerate(kept.volumes):
+                    volumes.fill(root_fd, path, kept.volume(number))
+            finally:
+                os.close(root_fd)
+        finally:
+            self._store.release(image.id)
+        return kept
+
+    @contextlib.contextmanager
+    def open_layers(self, kept: Kept, image: Image, options: Options) -> Iterator[tuple[int, int]]:
+        """Give the writable layer of a container and all that lies below it, open and read-only."""
+        lowers = (*self._store.acquire(image.id), self._skeleton)
+        try:
+            upper = kept.open_upper(self._inverse(options))
+            try:
+                base = self._open_image(lowers)
+                try:
+                    yield upper, base
+                finally:
+                    os.close(base)
+            finally:
+                os.close(upper)
+        finally:
+            self._store.release(image.id)
+
+    @contextlib.contextmanager
+    def open_root(self, kept: Kept, image: Image, options: Options) -> Iterator[int]:
+        """Give the root directory of a container as it is without the mount points that every container has."""
+        lowers = self._store.acquire(image.id)
+        try:
+            root = self._open_whole(lowers, kept, options) if lowers else kept.open_upper(self._inverse(options))
+            try:
+                yield root
+            finally:
+                os.close(root)
+        finally:
+            self._store.release(image.id)
+
+    def _open_whole(self, lowers: tuple[str, ...], kept: Kept, options: Options) -> int:
+        program = Program()
+        add_overlay(program, lowers, top=(str(kept.upper), self._inverse(options)))
+        *others, root = program.prepare()
+        for fd in others:  # the view of the layer, which the mount holds
+            os.close(fd)
+        return root
+
+    def _inverse(self, options: Options) -> int:
+        """Return a user namespace that shows what a container wrote with the ids that it has inside, or -1."""
+        if not options.userns:
+            return -1
+        text = inverse_map(options.userns)
+        return self._user_namespaces.get(text, text, self._running_keeper().requests_fd)
 
     def _filter(self, seccomp: str, spec: oci.Spec, *, privileged: bool) -> Filter | None:
         if seccomp == "unconfined" or (privileged and seccomp == "default"):
@@ -305,3 +448,15 @@ class Runner:
                 )
             finally:
                 hooks.stopped()
+
+
+def _volume_paths(image: Image, options: Options) -> list[str]:
+    """Return the volumes that an image declares and nothing else is mounted on."""
+    taken = {mount.target.rstrip("/") for mount in options.mounts}
+    return [path for path in image.config.volumes if path.rstrip("/") not in taken]
+
+
+def _with_kept_volumes(kept: Kept, options: Options) -> Options:
+    words = ("idmap",) if options.userns else ()
+    made = [Mount.bind(str(kept.volume(number)), path, options=words) for number, path in enumerate(kept.volumes)]
+    return attrs.evolve(options, mounts=(*options.mounts, *made))

@@ -64,15 +64,17 @@ class Overlay(NamedTuple):
 
     Attributes:
         lowers: directories, topmost first.
-        directory: holds ``upper`` and ``work``, made by the start.
+        directory: holds ``upper`` and ``work``, made by the start unless they are kept.
         owner: user and group of the writable layer's own root, as the host sees them.
         userns_fd: user namespace through whose id maps the layers are shown, or -1.
+        kept: the writable layer is there already and stays.
     """
 
     lowers: tuple[str, ...]
     directory: str
     owner: tuple[int, int] = (0, 0)
     userns_fd: int = -1
+    kept: bool = False
 
 
 class Directory(NamedTuple):
@@ -278,7 +280,12 @@ class _Builder:
                 host=True,
             )
             return fd
-        name, keeper = self.start.container_id, self.start.keeper
+        if not root.kept:
+            self._make_layer(root)
+        return add_overlay(program, root.lowers, root.directory, userns_fd=root.userns_fd, kept=root.kept)
+
+    def _make_layer(self, root: Overlay) -> None:
+        program, name, keeper = self.program, self.start.container_id, self.start.keeper
         for path in (f"{name}/upper", f"{name}/work"):
             program.mkdir("make the container's directory", path, fd=keeper.instance_fd, exact=True, host=True)
         if root.owner != (0, 0):
@@ -291,7 +298,6 @@ class _Builder:
                 b=root.owner[1],
                 host=True,
             )
-        return add_overlay(program, root.lowers, root.directory, userns_fd=root.userns_fd)
 
     def _pivot(self, root: int) -> None:
         self.program.step(lib.PYC_OP_PIVOT, "enter the container's root", ATTACH_POINT, fd=root)

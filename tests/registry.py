@@ -175,7 +175,8 @@ def serve(respond: Callable[[Served], object], tls: Certificate | None = None) -
         def _respond(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
             body = self.rfile.read(length)
-            headers = {name.lower(): value for name, value in self.headers.items()}
+            names = {name.lower() for name in self.headers}
+            headers = {name: ", ".join(self.headers.get_all(name, [])) for name in names}
             with contextlib.suppress(ConnectionError):
                 respond(Served(self.command, self.path, headers, body, self))
 
@@ -298,11 +299,13 @@ class HarmfulProxy:
     Args:
         upstream: ``host:port`` of the registry.
         plan: what to do.
+        challenge: sent with a status of 401.
     """
 
-    def __init__(self, upstream: str, plan: Harm) -> None:
+    def __init__(self, upstream: str, plan: Harm, challenge: str = "") -> None:
         self.upstream = upstream
         self.plan = plan
+        self.challenge = challenge
         self.requests: list[Served] = []
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -343,7 +346,7 @@ class HarmfulProxy:
         harm = self.plan(request, body)
         kind, number = (harm, 0) if isinstance(harm, str) else harm
         if kind == "status":
-            words = {"Retry_After": "0"} if number == 429 else {}
+            words = {429: {"Retry_After": "0"}, 401: {"WWW_Authenticate": self.challenge}}.get(number, {})
             request.answer(number, b'{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}', **words)
             return
         if kind == "flip":

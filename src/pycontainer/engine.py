@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from pycontainer.distribution.hosts import Registries
     from pycontainer.launch import Namespace
     from pycontainer.running import Running
     from pycontainer.streams import Input, Output
@@ -41,6 +42,7 @@ class Engine:
 
     Args:
         root: directory of the store, made when missing; /var/lib/pycontainer by default.
+        registries: how registries are reached; as the configuration files say by default.
 
     Raises:
         StoreError: the directory cannot be used.
@@ -51,7 +53,7 @@ class Engine:
     b'hello\n'
     """
 
-    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, root: str | os.PathLike[str] | None = None, *, registries: Registries | None = None) -> None:
         self._closed = True
         if os.geteuid() != 0:
             msg = "pycontainer needs root in this version: CAP_SYS_ADMIN for namespaces, mounts and cgroups"
@@ -68,7 +70,7 @@ class Engine:
             opened.callback(self._runner.close)
             self._opened = opened.pop_all()
         self._closed = False
-        self.images = Images(self._store)
+        self.images = Images(self._store, registries)
 
     def close(self) -> None:
         """Kill what still runs, remove what it left, close the store. Safe to call again."""

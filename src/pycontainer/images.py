@@ -18,7 +18,10 @@ from pycontainer.oci.image import MAX_CONFIG, parse_config
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from pycontainer.distribution.hosts import Registries
     from pycontainer.distribution.save import ArchiveFormat, Packing
+    from pycontainer.oci.platforms import Platform
+    from pycontainer.progress import Progress
     from pycontainer.store import ImageRow, Store
 
 __all__ = ["Images"]
@@ -35,10 +38,12 @@ class Images:
 
     Args:
         store: where they are.
+        registries: how registries are reached; as the configuration files say, when not given.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, registries: Registries | None = None) -> None:
         self._store = store
+        self._registries = registries
         self._cache: dict[str, tuple[ImageRow, Image]] = {}
 
     # ── look up ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -266,6 +271,112 @@ class Images:
                 archive.close()
         return [self.get(identity) for identity in loaded]
 
+    # ── registries ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def pull(
+        self,
+        reference: str,
+        *,
+        platform: str | None = None,
+        progress: Callable[[Progress], object] | None = None,
+    ) -> Image:
+        """Bring an image from its registry, or a mirror of that; only what is missing is fetched.
+
+        An interrupted pull goes on where it was. Everything is verified before it can be seen.
+
+        Args:
+            reference: with a tag, which the image then has; or with a digest.
+            platform: ``"linux/arm64"``: which of an image for several platforms; this host's when not given.
+            progress: is called with a :class:`Progress` at each step.
+
+        Raises:
+            ManifestUnknown: the registry has no such image.
+            Unauthorized: it wants credentials, or others.
+            RegistryError: it cannot be reached, or refuses.
+            ImageError: the image is damaged, hostile or not for this platform; nothing of it is left.
+        """
+        from pycontainer.distribution.pull import pull
+
+        whole = parse_reference(reference)
+        with _disk_errors(Path(reference)):
+            done = pull(self._store, whole, registries=self._reached(), platform=_platform(platform), progress=progress)
+        return self.get(done.id)
+
+    def pull_all(
+        self,
+        repository: str,
+        *,
+        platform: str | None = None,
+        progress: Callable[[Progress], object] | None = None,
+    ) -> Sequence[Image]:
+        """Bring the images of all tags of a repository; see :meth:`pull`.
+
+        Args:
+            repository: without a tag.
+            platform: as for :meth:`pull`.
+            progress: as for :meth:`pull`.
+        """
+        from pycontainer.distribution.pull import pull_all
+
+        if _bare_repository(repository) is None:
+            msg = f"all tags are asked for, and {repository!r} names one of them"
+            raise ValueError(msg)
+        with _disk_errors(Path(repository)):
+            done = pull_all(
+                self._store,
+                parse_reference(repository),
+                registries=self._reached(),
+                platform=_platform(platform),
+                progress=progress,
+            )
+        return [self.get(pulled.id) for _, pulled in done]
+
+    def push(
+        self,
+        name: str | Image,
+        reference: str | None = None,
+        *,
+        progress: Callable[[Progress], object] | None = None,
+    ) -> str:
+        """Bring an image to a registry; only what that lacks is sent.
+
+        Manifests that came from elsewhere are pushed byte for byte, and with them the whole index where all of it is
+        here. Plain layers of images made here are compressed on their way.
+
+        Args:
+            name: the image.
+            reference: what it is called there; its own name when not given.
+            progress: is called with a :class:`Progress` at each step.
+
+        Returns:
+            What it can be pulled by for ever: ``"registry.example/app@sha256:…"``.
+
+        Raises:
+            NotFound: there is no such image here.
+            Unauthorized: the registry wants credentials, or others.
+            RegistryError: it cannot be reached, or refuses.
+        """
+        from pycontainer.distribution.push import push
+
+        row = self._find(name)
+        if reference is None:
+            reference = None if isinstance(name, Image) else self._named(name, row)
+            names = row.references if reference is None else (reference,)
+            if len(names) != 1:
+                msg = f"the image {row.id} has {len(names)} names; say what to push it as"
+                raise ValueError(msg)
+            reference = names[0]
+        whole = parse_reference(reference)
+        pushed = push(self._store, row, whole, registries=self._reached(), progress=progress)
+        return f"{whole.name}@{pushed.digest}"
+
+    def _reached(self) -> Registries:
+        if self._registries is None:
+            from pycontainer.distribution.hosts import Registries
+
+            self._registries = Registries.from_files()
+        return self._registries
+
     # ── take out ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def save(
@@ -351,6 +462,15 @@ class Images:
         from pycontainer.host import host_image
 
         return self.get(host_image(self._store))
+
+
+def _platform(text: str | None) -> Platform | None:
+    if text is None:
+        return None
+    from pycontainer.distribution.transfer import host_platform
+    from pycontainer.oci.platforms import parse_platform
+
+    return parse_platform(text, host_platform())
 
 
 def _mount(item: dict[str, Any]) -> Mount:

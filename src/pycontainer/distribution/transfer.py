@@ -64,6 +64,8 @@ def add_image(
     references: Sequence[str],
     progress: Report | None = None,
     limits: LayerLimits | None = None,
+    parallel: int = _PARALLEL,
+    on_cancel: Callable[[], object] | None = None,
 ) -> str:
     """Bring an image into the store.
 
@@ -73,6 +75,8 @@ def add_image(
         references: the whole references that it gets.
         progress: is told how it goes.
         limits: what is too much for a layer.
+        parallel: layers at a time.
+        on_cancel: wakes up those that wait for bytes of other layers, when one has failed.
 
     Returns:
         The id of the image.
@@ -89,14 +93,16 @@ def add_image(
         known = adder.find(source, references)
         if known is not None:
             return known
-        added = _add_layers(adder, unique)
+        added = _add_layers(adder, unique, parallel, on_cancel)
         layers = adder.complete([added[layer.diff_id] for layer in source.layers])
         return adder.finish(source, layers, references, mounts="[]")
 
 
-def _add_layers(adder: Adder, layers: Sequence[LayerSource]) -> dict[str, AddedLayer]:
+def _add_layers(
+    adder: Adder, layers: Sequence[LayerSource], parallel: int, on_cancel: Callable[[], object] | None
+) -> dict[str, AddedLayer]:
     """Add layers side by side; the first failure ends all of them."""
-    pool = ThreadPoolExecutor(_PARALLEL, thread_name_prefix="pycontainer-layer")
+    pool = ThreadPoolExecutor(parallel, thread_name_prefix="pycontainer-layer")
     futures = []
     try:
         futures = [pool.submit(adder.add, layer) for layer in layers]
@@ -106,6 +112,8 @@ def _add_layers(adder: Adder, layers: Sequence[LayerSource]) -> dict[str, AddedL
     finally:
         if any(not future.done() or future.exception() for future in futures):
             adder.cancel()
+            if on_cancel is not None:
+                on_cancel()
         pool.shutdown(cancel_futures=True)
     error = next((error for future in failed if not isinstance(error := future.exception(), Abandoned)), None)
     raise error or Abandoned

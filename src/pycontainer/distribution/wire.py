@@ -21,7 +21,7 @@ from urllib.request import getproxies_environment
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, IncompleteRead, SSLError
+from urllib3.exceptions import HTTPError, IncompleteRead, NameResolutionError, SSLError
 
 from pycontainer.distribution.hosts import Registries, bypasses_proxy
 from pycontainer.errors import ImageError, ManifestUnknown, RegistryError, Unauthorized
@@ -192,7 +192,7 @@ def _raise_cut(action: str, host: str, error: Exception) -> NoReturn:
     alert = "_ALERT_" in str(error)  # it did not like ours
     certificate = isinstance(error, SSLError) and "certificate" in str(error).lower() and not alert
     hint = ""
-    if isinstance(error, IncompleteRead):
+    if isinstance(error, IncompleteRead) or isinstance(cause, IncompleteRead):
         reason = "the connection was cut in the middle of the answer"
     elif certificate:
         reason = f"its certificate is not trusted: {_UNPRINTABLE.sub(' ', str(cause))}"
@@ -205,7 +205,9 @@ def _raise_cut(action: str, host: str, error: Exception) -> NoReturn:
     else:
         words = (cause.strerror if isinstance(cause, OSError) else "") or str(cause) or type(cause).__name__
         reason = _UNPRINTABLE.sub(" ", words)[:_SAID]
-    raise RegistryError(action, host, reason, hint=hint, temporary=not (certificate or alert)) from error
+    raise RegistryError(
+        action, host, reason, hint=hint, temporary=not (certificate or alert or isinstance(error, NameResolutionError))
+    ) from error
 
 
 # ── URLs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -305,15 +307,23 @@ class Wire:
         self._stopped = threading.Event()
         self._unchecked: set[str] = set()
 
+    def interrupt(self) -> None:
+        """Break what is under way in any thread; nothing more is sent until :meth:`resume`."""
+        self._stopped.set()
+        for connection in list(self._live):
+            sock = getattr(connection, "sock", None)
+            if sock is not None:
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    sock.shutdown(socket.SHUT_RDWR)
+
+    def resume(self) -> None:
+        """Allow requests again."""
+        self._stopped.clear()
+
     def close(self) -> None:
         """Break what is under way in any thread, and close all connections."""
-        self._stopped.set()
+        self.interrupt()
         with self._lock:
-            for connection in list(self._live):
-                sock = getattr(connection, "sock", None)
-                if sock is not None:
-                    with contextlib.suppress(OSError):  # closed meanwhile
-                        sock.shutdown(socket.SHUT_RDWR)
             for manager in self._managers.values():
                 manager.clear()
             self._managers.clear()

@@ -327,16 +327,20 @@ def test_harm_that_passes_is_survived(registry: Registry, tmp_path: Path, harm: 
     assert leftovers(tmp_path / "root") == []
 
 
-def test_a_flipped_bit_fails_cleanly_and_only_once(registry: Registry, tmp_path: Path) -> None:
+def test_a_flipped_bit_fails_cleanly_and_is_not_kept(registry: Registry, tmp_path: Path) -> None:
+    failures = 0
     with (
         HarmfulProxy(registry.host, once("flip", 1_000_000)) as proxy,
-        Engine(tmp_path / "root", registries=plain(proxy, parallel=1)) as engine,
+        Engine(tmp_path / "root", registries=plain(proxy)) as engine,
     ):
-        for _ in range(3):
-            with pytest.raises(DigestMismatch, match="damaged or was tampered with"):
+        while not engine.images.exists(f"{proxy.host}/app:1"):
+            try:
                 engine.images.pull(f"{proxy.host}/app:1")
-            assert engine.images.list() == []
-        assert len(engine.images.pull(f"{proxy.host}/app:1").layers) == 3
+            except DigestMismatch as error:
+                failures += 1
+                assert "damaged or was tampered with" in str(error)  # noqa: PT017 - how often is not known
+                assert engine.images.list() == []
+        assert 1 <= failures <= 3, "each layer is damaged once"
     assert leftovers(tmp_path / "root") == []
 
 

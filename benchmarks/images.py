@@ -25,7 +25,7 @@ from rich.console import Console
 
 from benchmarks import images_report as report
 from benchmarks.contenders import Missing, environment
-from benchmarks.images_tools import GROUP, IMAGE, TOOLS, Timed, Tool, opened, timed
+from benchmarks.images_tools import ARGUMENT, CHANGES, GROUP, IMAGE, TOOLS, Timed, Tool, opened, timed
 from benchmarks.images_yardstick import Yardstick, write_layout, yardstick
 from benchmarks.measure import Contender, Samples, exclusive, measure
 from benchmarks.stage import end_orphans, private_mounts, remove_groups
@@ -214,7 +214,10 @@ class _Life:
 
     def _commit(self) -> None:
         if self._quietly(self._tool.container, ""):
-            self._step("diff, 10,000 changes", self._tool.diff, "")
+            if self._step("diff, 10,000 changes", self._tool.diff, ""):
+                told = self._found.times["diff, 10,000 changes"][self._tool.name][-1].lines
+                if told < CHANGES:
+                    raise RuntimeError(f"{self._tool.name} tells {told} changes of {CHANGES}")
             if self._step("commit, 10,000 changes", self._tool.commit, ""):
                 self._quietly(self._tool.remove, "committed")
             self._quietly(self._tool.discard, "")
@@ -246,7 +249,7 @@ class _Life:
         """Make sure that it is the image."""
         if not self._tool.identity:
             return
-        words = [word.replace("@", name) for word in self._tool.identity]
+        words = [word.replace(ARGUMENT, name) for word in self._tool.identity]
         done = subprocess.run(words, env=self._tool.env, capture_output=True, text=True, check=False)
         if self._stage.identity not in done.stdout:
             raise RuntimeError(f"{self._tool.name} has another image: {done.stdout.strip()} {done.stderr.strip()}")

@@ -20,10 +20,11 @@ from benchmarks.contenders import Missing, environment, view
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["CHANGES", "GROUP", "IMAGE", "TOOLS", "Timed", "Tool", "opened", "timed"]
+__all__ = ["ARGUMENT", "CHANGES", "GROUP", "IMAGE", "TOOLS", "Timed", "Tool", "opened", "timed"]
 
 TOOLS = ("ours", "podman", "docker", "ctr", "umoci")
 IMAGE = "docker.io/library/image:latest"
+ARGUMENT = "<argument>"
 CHANGES = 10_000
 # Half of the changes are lines added to files of the image, which are copied up; half are new files.
 _CHANGE = (
@@ -43,16 +44,18 @@ class Timed:
         seconds: from its start to its end.
         synced: the same, until what it wrote is on the disk.
         memory: the most memory that it, or the daemon that it asked, had resident, in bytes.
+        lines: how many lines it wrote.
     """
 
     seconds: float
     synced: float
     memory: int
+    lines: int
 
 
 @attrs.frozen(kw_only=True)
 class Tool:
-    """A tool on a store of its own; what it has no command for is empty. In a command, ``@`` stands for its argument.
+    """A tool on a store of its own; what it has no command for is empty. In a command, ``@`` below is :data:`ARGUMENT`.
 
     Attributes:
         name: key in the results.
@@ -65,10 +68,10 @@ class Tool:
         save: saves :data:`IMAGE` to the file ``@``.
         remove: removes the image ``@``.
         identity: prints the id of the image ``@``.
-        container: makes a stopped container ``c`` of an image with :data:`CHANGES` changed files.
-        diff: prints what is changed in ``c``.
+        container: makes a stopped container ``changed`` of an image with :data:`CHANGES` changed files.
+        diff: prints what is changed in ``changed``.
         commit: makes the image ``committed`` of it.
-        discard: removes ``c``.
+        discard: removes ``changed``.
     """
 
     name: str
@@ -93,7 +96,7 @@ def timed(tool: Tool, command: Sequence[str], argument: str | Path, disk: Path) 
     Args:
         tool: whose command it is.
         command: what to run.
-        argument: stands for ``@`` in it.
+        argument: stands for :data:`ARGUMENT` in it.
         disk: where its store is.
 
     Raises:
@@ -102,7 +105,7 @@ def timed(tool: Tool, command: Sequence[str], argument: str | Path, disk: Path) 
     subprocess.run(["sync", "-f", disk], check=True)
     for pid in tool.daemons:
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets VmHWM, see proc_pid_clear_refs(5)
-    words = [word.replace("@", str(argument)) for word in command]
+    words = [word.replace(ARGUMENT, str(argument)) for word in command]
     out = disk / f"{tool.name}.out"
     helper = [sys.executable, "-I", "-S", str(_TIMER), str(out)]
     start = time.perf_counter()
@@ -111,12 +114,12 @@ def timed(tool: Tool, command: Sequence[str], argument: str | Path, disk: Path) 
     )
     try:
         answer, _ = process.communicate(timeout=_TIMEOUT)
-    except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise RuntimeError(f"{' '.join(words[:6])}: not done within {_TIMEOUT} s") from error
-        raise
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{' '.join(words[:6])}: not done within {_TIMEOUT} s") from None
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     waited = time.perf_counter() - start
     subprocess.run(["sync", "-f", disk], check=True)
     result = json.loads(answer)
@@ -124,9 +127,10 @@ def timed(tool: Tool, command: Sequence[str], argument: str | Path, disk: Path) 
     if result["status"]:
         lines = out.read_text(errors="replace").strip().splitlines()
         raise RuntimeError(f"{' '.join(words[:6])}: {' | '.join(lines[-3:]) or 'status ' + str(result['status'])}")
+    count = out.read_bytes().count(b"\n")
     out.unlink()
     peaks = [_peak(pid) for pid in tool.daemons]
-    return Timed(seconds=result["seconds"], synced=synced, memory=max([result["memory"], *peaks]))
+    return Timed(seconds=result["seconds"], synced=synced, memory=max([result["memory"], *peaks]), lines=count)
 
 
 def _peak(pid: int) -> int:
@@ -178,15 +182,15 @@ def _ours(home: Path, _run: Path) -> Iterator[Tool]:
         name="ours",
         version=_version(sys.executable, "-m", "pycontainer", "--version"),
         env=environment(),
-        load=[*start, "load", "--quiet", "--input", "@"],
-        pull=[*start, "pull", "--quiet", "@"],
-        save=[*start, "save", IMAGE, "--output", "@"],
-        remove=[*start, "rmi", "@"],
-        identity=[*start, "image", "inspect", "--format", "{{.Id}}", "@"],
-        container=[*start, "run", "--name", "c", "--network", "none", IMAGE, "sh", "-c", _CHANGE],
-        diff=[*start, "diff", "c"],
-        commit=[*start, "commit", "c", "committed"],
-        discard=[*start, "rm", "c"],
+        load=[*start, "load", "--quiet", "--input", ARGUMENT],
+        pull=[*start, "pull", "--quiet", ARGUMENT],
+        save=[*start, "save", IMAGE, "--output", ARGUMENT],
+        remove=[*start, "rmi", ARGUMENT],
+        identity=[*start, "image", "inspect", "--format", "{{.Id}}", ARGUMENT],
+        container=[*start, "run", "--name", "changed", "--network", "none", IMAGE, "sh", "-c", _CHANGE],
+        diff=[*start, "diff", "changed"],
+        commit=[*start, "commit", "changed", "committed"],
+        discard=[*start, "rm", "changed"],
     )
 
 
@@ -199,20 +203,20 @@ def _podman(home: Path, run: Path) -> Iterator[Tool]:
     )
     start = [_program("podman", "podman"), f"--root={home}", f"--runroot={run}/run", "--storage-driver=overlay"]
     group = f"--cgroup-parent=/{GROUP}"
-    made = ["run", "--name", "c", "--network", "none", "--ulimit", "host", group, IMAGE, "sh", "-c", _CHANGE]
+    made = ["run", "--name", "changed", "--network", "none", "--ulimit", "host", group, IMAGE, "sh", "-c", _CHANGE]
     yield Tool(
         name="podman",
         version=_version("podman", "--version"),
         env={**os.environ, "CONTAINERS_CONF": str(config)},
-        load=[*start, "load", "--quiet", "--input", "@"],
-        pull=[*start, "pull", "--quiet", "--tls-verify=false", "@"],
-        save=[*start, "save", "--quiet", IMAGE, "--output", "@"],
-        remove=[*start, "rmi", "@"],
-        identity=[*start, "image", "inspect", "--format", "sha256:{{.Id}}", "@"],
+        load=[*start, "load", "--quiet", "--input", ARGUMENT],
+        pull=[*start, "pull", "--quiet", "--tls-verify=false", ARGUMENT],
+        save=[*start, "save", "--quiet", IMAGE, "--output", ARGUMENT],
+        remove=[*start, "rmi", ARGUMENT],
+        identity=[*start, "image", "inspect", "--format", "sha256:{{.Id}}", ARGUMENT],
         container=view(run / "view", *start, *made),
-        diff=[*start, "diff", "c"],
-        commit=[*start, "commit", "--quiet", "c", "committed"],
-        discard=[*start, "rm", "c"],
+        diff=[*start, "diff", "changed"],
+        commit=[*start, "commit", "--quiet", "changed", "committed"],
+        discard=[*start, "rm", "changed"],
     )
 
 
@@ -245,20 +249,20 @@ def _docker(home: Path, run: Path) -> Iterator[Tool]:
     daemon += ["--exec-opt=native.cgroupdriver=cgroupfs", "--storage-driver=overlay2"]
     with _daemon(daemon, [*client, "version"], run / "log") as pid:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        run_c = ["run", "--name", "c", "--network", "none", IMAGE, "sh", "-c", _CHANGE]
+        run_c = ["run", "--name", "changed", "--network", "none", IMAGE, "sh", "-c", _CHANGE]
         yield Tool(
             name="docker",
             version=_version(*client, "version", "--format", "daemon {{.Server.Version}}, client {{.Client.Version}}"),
             daemons=[pid, *map(int, children)],
-            load=[*client, "load", "--quiet", "--input", "@"],
-            pull=[*client, "pull", "--quiet", "@"],
-            save=[*client, "save", IMAGE, "--output", "@"],
-            remove=[*client, "rmi", "@"],
-            identity=[*client, "image", "inspect", "--format", "{{.Id}}", "@"],
+            load=[*client, "load", "--quiet", "--input", ARGUMENT],
+            pull=[*client, "pull", "--quiet", ARGUMENT],
+            save=[*client, "save", IMAGE, "--output", ARGUMENT],
+            remove=[*client, "rmi", ARGUMENT],
+            identity=[*client, "image", "inspect", "--format", "{{.Id}}", ARGUMENT],
             container=[*client, *run_c],
-            diff=[*client, "diff", "c"],
-            commit=[*client, "commit", "c", "committed"],
-            discard=[*client, "rm", "c"],
+            diff=[*client, "diff", "changed"],
+            commit=[*client, "commit", "changed", "committed"],
+            discard=[*client, "rm", "changed"],
         )
 
 
@@ -276,9 +280,9 @@ def _ctr(home: Path, run: Path) -> Iterator[Tool]:
             name="ctr",
             version="containerd " + _version(*daemon[:1], "--version").split()[2],
             daemons=[pid],
-            load=[*client, "images", "import", "@"],
-            pull=[*client, "images", "pull", "--plain-http", "@"],
-            remove=[*client, "images", "rm", "--sync", "@"],
+            load=[*client, "images", "import", ARGUMENT],
+            pull=[*client, "images", "pull", "--plain-http", ARGUMENT],
+            remove=[*client, "images", "rm", "--sync", ARGUMENT],
         )
 
 
@@ -289,7 +293,7 @@ def _umoci(home: Path, _run: Path) -> Iterator[Tool]:
         name="umoci",
         version=_version(program, "--version"),
         takes_layout=True,
-        load=[program, "unpack", "--image", "@:image", str(home / "bundle")],
+        load=[program, "unpack", "--image", f"{ARGUMENT}:image", str(home / "bundle")],
         remove=["rm", "-rf", str(home / "bundle")],
     )
 

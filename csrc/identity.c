@@ -141,6 +141,10 @@ long run_identity_step(Machine *m, const PycStep *s) {
         return load_seccomp(m, s);
     case PYC_OP_CHDIR:
         return change_directory(text);
+    case PYC_OP_CHROOT: {
+        long rc = sys(SYS_chroot, text);
+        return rc == 0 ? sys(SYS_chdir, "/") : rc;
+    }
     case PYC_OP_UMASK:
         return sys(SYS_umask, s->a) < 0 ? -EINVAL : 0;
     case PYC_OP_PERSONALITY: {

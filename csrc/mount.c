@@ -204,7 +204,8 @@ static long make_read_only(const Machine *m, const PycStep *s) {
 /* pivot_root(".", ".") stacks the old root on the new one, from where it is dropped; see pivot_root(2), NOTES. */
 static long pivot(const Machine *m, const PycStep *s) {
     int root = machine_fd(m, s->fd);
-    long rc = sys(SYS_move_mount, root, "", AT_FDCWD, machine_text(m, s->s1), MOVE_MOUNT_F_EMPTY_PATH);
+    const char *place = machine_text(m, s->s1);
+    long rc = place[0] ? sys(SYS_move_mount, root, "", AT_FDCWD, place, MOVE_MOUNT_F_EMPTY_PATH) : 0;
     if (rc == 0)
         rc = sys(SYS_fchdir, root);
     if (rc == 0)

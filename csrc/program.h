@@ -32,7 +32,7 @@ enum PycOp {
     PYC_OP_ATTACH,       /* fd mount, s1 target below fd2 (CWD once it is the root); flags MAKE_*, NOFOLLOW */
     PYC_OP_MASK,         /* s1 | fd /dev/null, fd2 empty read-only tmpfs */
     PYC_OP_READONLY,     /* s1 */
-    PYC_OP_PIVOT,        /* fd root mount | s1 where to attach it first */
+    PYC_OP_PIVOT,        /* fd root mount | s1 where to attach it first, or "" */
     PYC_OP_ELSEWHERE,    /* a: the next a steps run in a mount namespace that is thrown away; host only */
     PYC_OP_MOUNT,        /* s1 target, s2 data, s3 type | a flags of mount(2): for kernels without lowerdir+ */
     PYC_OP_MKDIR_IN,     /* s1 below the container's root, parents made | a mode, b uid, c gid */
@@ -52,6 +52,7 @@ enum PycOp {
     PYC_OP_NO_NEW_PRIVS,
     PYC_OP_SECCOMP,     /* s2 struct sock_filter array, len bytes | a flags of seccomp(2) */
     PYC_OP_CHDIR,       /* s1 */
+    PYC_OP_CHROOT,      /* s1 */
     PYC_OP_UMASK,       /* a */
     PYC_OP_PERSONALITY, /* a */
     PYC_OP_SCHED,       /* s2 struct sched_attr, len */

@@ -5,8 +5,10 @@ OCI runtime specification, bundle.md and runtime.md, "Lifecycle".
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,17 +18,19 @@ import attrs
 from pycontainer.errors import StartError, Unsupported
 from pycontainer.oci import defaults
 from pycontainer.oci import runtime as oci
+from pycontainer.runtime import entering, plan
+from pycontainer.runtime.process import Process
+from pycontainer.streams import Attachment
 
 if TYPE_CHECKING:
-    import contextlib
     from collections.abc import Callable, Sequence
 
     from pycontainer.running import Running
-    from pycontainer.runtime.process import Process
 
 __all__ = ["Bundle", "Hooks", "open_namespaces", "read"]
 
 _MAX_CONFIG = 16 << 20
+_MAX_WORDS = 64 << 10
 
 
 @attrs.frozen(kw_only=True)
@@ -69,9 +73,6 @@ def read(path: Path) -> Bundle:
     root = Path(path, spec.root.path)
     if not root.is_dir():
         raise StartError("open the bundle's root", str(root), 0, "root.path must name a directory")
-    if spec.hooks.create_container or spec.hooks.start_container:
-        msg = f"{config}: hooks.createContainer and hooks.startContainer are not supported; use createRuntime"
-        raise Unsupported(msg)
     return Bundle(path=path, spec=_complete(spec), root=root)
 
 
@@ -111,31 +112,42 @@ def open_namespaces(spec: oci.Spec, stack: contextlib.ExitStack) -> dict[str, in
 class Hooks:
     """The hooks of one run of a bundle."""
 
-    def __init__(self, bundle: Bundle, container_id: str) -> None:
+    def __init__(self, bundle: Bundle, start: plan.Start) -> None:
         self._bundle = bundle
         self._hooks = bundle.spec.hooks
-        self._id = container_id
+        self._start = start
         self._created = False
 
     @property
-    def park(self) -> bool:
-        """Whether the process has to wait for hooks before it enters its root."""
-        return bool(self._hooks.prestart or self._hooks.create_runtime)
+    def parks(self) -> frozenset[int]:
+        """Where the process has to wait for hooks."""
+        hooks = self._hooks
+        moments = {
+            plan.SYNC_CREATE_RUNTIME: hooks.prestart or hooks.create_runtime,
+            plan.SYNC_CREATE_CONTAINER: hooks.create_container,
+            plan.SYNC_START_CONTAINER: hooks.start_container,
+        }
+        return frozenset(moment for moment, wanted in moments.items() if wanted)
 
     def create(self, process: Process) -> None:
-        """Run ``prestart`` and ``createRuntime`` while the process is parked, then let it go on.
+        """Run the hooks for which the process is parked, then let it go on, until it is parked no more.
 
         Raises:
             StartError: a hook failed; the process is gone.
         """
         self._created = True
         try:
-            self._run((*self._hooks.prestart, *self._hooks.create_runtime), "creating", process.pid)
+            while (moment := process.parked_at) is not None:
+                if moment == plan.SYNC_CREATE_RUNTIME:
+                    self._run((*self._hooks.prestart, *self._hooks.create_runtime), "creating", process.pid)
+                elif moment == plan.SYNC_CREATE_CONTAINER:
+                    self._run_inside(self._hooks.create_container, "creating", process.pid, moment)
+                else:
+                    self._run_inside(self._hooks.start_container, "created", process.pid, moment)
+                process.resume()
         except BaseException:
             process.close()
             raise
-        while process.parked_at is not None:
-            process.resume()
 
     def started(self, then: Callable[[Running], object] | None) -> Callable[[Running], object]:
         """Return the function to call at the start: ``poststart`` hooks, then the caller's own."""
@@ -158,22 +170,26 @@ class Hooks:
             except StartError as error:
                 warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
-    def _run(self, hooks: Sequence[oci.Hook], status: str, pid: int | None) -> None:
-        spec = self._bundle.spec
-        state = oci.State(
-            id=self._id,
-            status=status,  # type: ignore[arg-type]
-            pid=pid,
-            bundle=str(self._bundle.path),
-            annotations=spec.annotations,
+    def _state(self, status: str, pid: int | None) -> bytes:
+        return oci.to_json(
+            oci.State(
+                id=self._start.container_id,
+                status=status,  # type: ignore[arg-type]
+                pid=pid,
+                bundle=str(self._bundle.path),
+                annotations=self._bundle.spec.annotations,
+            )
         )
+
+    def _run(self, hooks: Sequence[oci.Hook], status: str, pid: int | None) -> None:
+        """Run hooks on the host."""
         for hook in hooks:
             env = dict(text.partition("=")[::2] for text in hook.env)
             try:
                 done = subprocess.run(
                     hook.args or (hook.path,),
                     executable=hook.path,
-                    input=oci.to_json(state),
+                    input=self._state(status, pid),
                     env=env,
                     timeout=hook.timeout,
                     capture_output=True,
@@ -181,11 +197,40 @@ class Hooks:
                     cwd=self._bundle.path,
                 )
             except subprocess.TimeoutExpired as error:
-                raise StartError(
-                    "run the hook", hook.path, 0, f"killed after its timeout of {hook.timeout} s"
-                ) from error
+                raise _too_long(hook) from error
             except OSError as error:
                 raise StartError("run the hook", hook.path, error.errno or 0) from error
-            if done.returncode != 0:
-                tail = (done.stderr or done.stdout)[-1000:].decode(errors="replace").strip()
-                raise StartError("run the hook", hook.path, 0, f"it ended with {done.returncode}: {tail}")
+            _check(hook, done.returncode, done.stderr or done.stdout)
+
+    def _run_inside(self, hooks: Sequence[oci.Hook], status: str, pid: int, moment: int) -> None:
+        """Run hooks in the namespaces of the container, whose first process is parked."""
+        state = self._state(status, entering.inner_pid(pid))
+        for hook in hooks:
+            streams = Attachment(data=state, output_limit=_MAX_WORDS)
+            deadline = None if hook.timeout is None else time.monotonic() + hook.timeout
+            with contextlib.ExitStack() as stack:
+                stack.callback(streams.close)
+                argv = hook.args or (hook.path,)
+                packed = stack.enter_context(
+                    entering.enter(self._start, pid, argv, hook.env, program=hook.path, at=moment)
+                )
+                try:
+                    process = Process(packed, self._start.keeper.requests_fd, streams.open())
+                except StartError as error:
+                    raise StartError("run the hook", hook.path, error.errno, f"{error.step} {error.path}") from error
+                stack.callback(process.close)
+                streams.started(process)
+                if not streams.exchange(process, deadline):
+                    raise _too_long(hook)
+                ended = process.wait()
+                _check(hook, -ended.signal or ended.status, streams.captured("stderr") or streams.captured("stdout"))
+
+
+def _too_long(hook: oci.Hook) -> StartError:
+    return StartError("run the hook", hook.path, 0, f"killed after its timeout of {hook.timeout} s")
+
+
+def _check(hook: oci.Hook, code: int, words: bytes) -> None:
+    if code != 0:
+        tail = words[-1000:].decode(errors="replace").strip()
+        raise StartError("run the hook", hook.path, 0, f"it ended with {code}: {tail}")

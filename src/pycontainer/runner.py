@@ -434,8 +434,8 @@ class Runner:
                 bundle=str(bundle.path),
                 join=bundles.open_namespaces(spec, stack),
             )
-            hooks = bundles.Hooks(bundle, start.container_id)
-            start.park = hooks.park
+            hooks = bundles.Hooks(bundle, start)
+            start.parks = hooks.parks
             try:
                 return run_attached(
                     start,
@@ -444,7 +444,7 @@ class Runner:
                     timeout=timeout,
                     check=check,
                     on_start=hooks.started(on_start),
-                    around=hooks.create if hooks.park else None,
+                    around=hooks.create if hooks.parks else None,
                 )
             finally:
                 hooks.stopped()

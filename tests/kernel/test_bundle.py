@@ -304,6 +304,111 @@ def test_hooks_run_in_order_with_the_state(stocked: Engine, bundle: Bundle, tmp_
     assert states["prestart"]["pid"] == states["poststart"]["pid"] > 0
 
 
+def test_hooks_before_the_root_is_entered_see_the_host_and_its_mounts(
+    stocked: Engine, bundle: Bundle, tmp_path: Path
+) -> None:
+    """createContainer: the host's programs, the container's namespaces, its mounts where the bundle's root is."""
+    script = f"""
+        cat >{tmp_path}/state.json
+        pwd; hostname; grep -c . /proc/net/route
+        test -e {tmp_path}/rootfs/proc/self && echo proc
+        ls {tmp_path}/rootfs/dev
+        mount -t tmpfs made {tmp_path}/rootfs/mnt
+        echo from the hook >{tmp_path}/rootfs/mnt/word
+    """
+    hook = {"path": "/bin/sh", "args": ["sh", "-ec", f"({script}) >{tmp_path}/told 2>&1"], "env": ["PATH=/bin:/usr/bin"]}
+    mounts = [*base()["mounts"], {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"}]
+    path = bundle("cat /mnt/word; ls /", hooks={"createContainer": [hook]}, hostname="inside", mounts=mounts)
+    (path / "rootfs/mnt").mkdir(exist_ok=True)
+    result = run(stocked, path)
+    told = (tmp_path / "told").read_text().split()
+    assert told == [f"{tmp_path}/rootfs", "inside", "1", "proc", "shm"], told
+    assert result.stdout.splitlines()[0] == b"from the hook", result
+    assert b"rootfs" not in result.stdout
+    assert not list((path / "rootfs/mnt").iterdir()), "the hook's mount is the container's alone"
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert (state["status"], state["pid"], state["id"]) == ("creating", 1, result.container_id)
+
+
+def test_hooks_before_the_program_are_confined_like_it(stocked: Engine, bundle: Bundle, tmp_path: Path) -> None:
+    """startContainer: the container's own programs, with no more rights than its program has."""
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}
+    script = """
+        cat >/state.json
+        id -u >/told; grep -E '^(CapEff|CapBnd|Seccomp|NoNewPrivs):' /proc/self/status >>/told
+        hostname >>/told; mkdir /made 2>>/told; cat /proc/1/comm >>/told; ls /proc/self/fd | wc -l >>/told
+        cat /proc/self/cgroup >>/told
+    """
+    capabilities = dict.fromkeys(("bounding", "effective", "permitted"), ["CAP_CHOWN"])
+    path = bundle(
+        "cat /told; grep -E '^(CapEff|CapBnd):' /proc/self/status; cat /proc/self/cgroup; id -u",
+        hooks={"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]}]},
+        hostname="inside",
+        process__user={"uid": 7, "gid": 7},
+        process__capabilities=capabilities,
+        process__noNewPrivileges=True,
+        linux__seccomp={"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]},
+    )
+    (path / "rootfs").chmod(0o777)
+    result = run(stocked, path)
+    lines = result.stdout.decode().splitlines()
+    assert lines[0] == "7", result
+    assert lines[3:5] == ["NoNewPrivs:\t1", "Seccomp:\t2"]
+    assert lines[5] == "inside"
+    assert "not supported" in lines[6].lower()
+    half = 9 + (len(lines) - 9 - 3) // 2
+    assert lines[1:3] == lines[half : half + 2], "the capabilities of the program are those of its hook"
+    assert lines[9:half] == lines[half + 2 : -1], "and so are its control groups"
+    state = json.loads((path / "rootfs/state.json").read_text())
+    assert (state["status"], state["pid"]) == ("created", 1)
+
+
+@pytest.mark.parametrize("kind", ["createContainer", "startContainer"])
+@pytest.mark.parametrize(
+    ("hook", "words"),
+    [
+        ({"path": "/bin/sh", "args": ["sh", "-c", "echo no luck >&2; exit 3"]}, "ended with 3: no luck"),
+        ({"path": "/bin/sh", "args": ["sh", "-c", "kill -9 $$"]}, "ended with -9"),
+        ({"path": "/bin/sh", "args": ["sh", "-c", "exec sleep 60"], "timeout": 1}, "timeout of 1 s"),
+        ({"path": "/absent/hook"}, "/absent/hook"),
+    ],
+)
+def test_a_hook_inside_that_fails_ends_the_start(
+    stocked: Engine, bundle: Bundle, kind: str, hook: dict[str, object], words: str
+) -> None:
+    path = bundle("touch /ran", hooks={kind: [hook]})
+    with pytest.raises(StartError, match="run the hook") as caught:
+        run(stocked, path)
+    assert words in str(caught.value)
+    assert not (path / "rootfs/ran").exists()
+
+
+def test_hooks_in_a_user_namespace(stocked: Engine, bundle: Bundle, tmp_path: Path) -> None:
+    maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    path = bundle(
+        "cat /mnt/word",
+        linux__namespaces=namespaces("mount", "pid", "user", "uts", "ipc", "network"),
+        linux__uidMappings=maps,
+        linux__gidMappings=maps,
+        hooks={
+            "createContainer": [
+                {
+                    "path": "/bin/sh",
+                    "args": ["sh", "-ec", "mount -t tmpfs made mnt; tr -s ' ' </proc/self/uid_map >mnt/word"],
+                    "env": ["PATH=/bin:/usr/bin"],
+                }
+            ],
+            "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "id -u >>/mnt/word"], "env": ["PATH=/bin"]}],
+        },
+    )
+    (path / "rootfs/mnt").mkdir(exist_ok=True)
+    for directory in (path, *path.parents):
+        if directory.stat().st_mode & 0o001 == 0 and len(directory.parts) > 2:
+            directory.chmod(directory.stat().st_mode | 0o011)
+    result = run(stocked, path)
+    assert result.stdout.split() == [b"0", b"100000", b"65536", b"0"], result
+
+
 def test_a_failing_hook_before_the_start_ends_it(stocked: Engine, bundle: Bundle, tmp_path: Path) -> None:
     bad = {"path": "/bin/sh", "args": ["sh", "-c", "echo no luck >&2; exit 3"]}
     after = {"path": "/bin/sh", "args": ["sh", "-c", f"touch {tmp_path}/stopped"], "env": ["PATH=/bin:/usr/bin"]}

@@ -202,7 +202,7 @@ class Cgroups:
                     raise StartError("make the control group", path, error.errno or 0) from error
 
     def places(
-        self, group: str, resources: Resources, guard: str | None = None
+        self, group: str, resources: Resources | None, guard: str | None = None
     ) -> Iterator[tuple[Hierarchy, int, str]]:
         """Yield where a container has its groups: the hierarchy, the parent's descriptor, the group below it.
 
@@ -247,11 +247,28 @@ class Cgroups:
             program.write(
                 f"set {file} = {value} in the control group", f"{group}/{file}", value.encode(), fd=fd, host=True
             )
-        if self.version == "v2":
-            self._add_v2_steps(program, group, resources)
-            return
-        for _, fd, name in places:
-            program.write("join the control group", f"{name}/tasks", b"0", fd=program.share(fd))
+        self.add_join(program, group, resources, guard)
+        if self.version == "v2" and resources.devices:
+            self._add_device_filter(program, group, resources)
+
+    def add_join(
+        self, program: Program, group: str, resources: Resources | None = None, guard: str | None = None
+    ) -> None:
+        """Append the steps by which a process joins a group that is there: by birth (v2), or by itself (v1).
+
+        Args:
+            program: where to.
+            group: the container's own group.
+            resources: its limits.
+            guard: as for :meth:`places`.
+        """
+        for _, fd, name in self.places(group, resources, guard):
+            if self.version == "v2":
+                program.cgroup_fd = program.step(
+                    lib.PYC_OP_OPEN, "open the control group", name, fd=fd, a=os.O_DIRECTORY, host=True, result=True
+                )
+            else:
+                program.write("join the control group", f"{name}/tasks", b"0", fd=program.share(fd))
 
     @property
     def has_guards(self) -> bool:
@@ -280,24 +297,16 @@ class Cgroups:
             self.remove(name)
             raise StartError("make the control group of the devices", f"{path}/{file}", error.errno or 0) from error
 
-    def _add_v2_steps(self, program: Program, group: str, resources: Resources) -> None:
-        for hierarchy in self.hierarchies:
-            fd = self._fds.get(hierarchy.path)
-            if fd is None:
-                return
-            program.cgroup_fd = program.step(
-                lib.PYC_OP_OPEN, "open the control group", group, fd=fd, a=os.O_DIRECTORY, host=True, result=True
-            )
-            if resources.devices:
-                program.step(
-                    lib.PYC_OP_BPF_ATTACH,
-                    "attach the device filter to the control group",
-                    group,
-                    fd=program.cgroup_fd,
-                    fd2=self._device_program(devices.compile_bpf(resources.devices)),
-                    a=_BPF_CGROUP_DEVICE,
-                    host=True,
-                )
+    def _add_device_filter(self, program: Program, group: str, resources: Resources) -> None:
+        program.step(
+            lib.PYC_OP_BPF_ATTACH,
+            "attach the device filter to the control group",
+            group,
+            fd=program.cgroup_fd,
+            fd2=self._device_program(devices.compile_bpf(resources.devices)),
+            a=_BPF_CGROUP_DEVICE,
+            host=True,
+        )
 
     def _device_program(self, code: bytes) -> int:
         fd = self._device_programs.get(code)
@@ -419,9 +428,11 @@ def _inherit_cpuset(root: str, path: str) -> None:
             target.write_text(Path(root, file).read_text())
 
 
-def _is_used(controller: str, resources: Resources) -> bool:
+def _is_used(controller: str, resources: Resources | None) -> bool:
     if controller in ("memory", "pids", "cpuacct", "blkio", "devices"):
         return True  # they count, or they guard
+    if resources is None:
+        return False
     cpu = resources.cpu
     if controller == "cpu":
         return cpu is not None

@@ -164,15 +164,22 @@ def create_mount(program: Program, mount: oci.Mount) -> int:
     return fd
 
 
-def attach_mount(program: Program, mount: oci.Mount, fd: int) -> None:
-    """Append the step that attaches a mount where the container sees it; missing targets are made."""
+def attach_mount(program: Program, mount: oci.Mount, fd: int, below: int = CWD) -> None:
+    """Append the step that attaches a mount where the container sees it; missing targets are made.
+
+    Args:
+        program: where to.
+        mount: what the document says of it.
+        fd: the mount.
+        below: the container's root, while it is not the process's own yet.
+    """
     if is_bind(mount):
         flags = lib.PYC_MAKE_LIKE
     else:  # a symlink of the image must not decide where /proc is (CVE-2019-19921)
         flags = lib.PYC_MAKE_DIR | (lib.PYC_NOFOLLOW if mount.type in ("proc", "sysfs") else 0)
     if mount.type != "proc" and mount.destination not in _ON_PROC:
         flags |= lib.PYC_NOT_PROC
-    program.attach(f"mount {mount.type or 'bind'} on", fd, mount.destination, flags=flags)
+    program.attach(f"mount {mount.type or 'bind'} on", fd, mount.destination, below=below, flags=flags)
 
 
 # What may be covered of /proc: files with which lxcfs and its like show a container its own limits.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import attrs
@@ -19,12 +18,23 @@ from pycontainer.oci import runtime as oci
 from pycontainer.oci.defaults import DEVICE_RULES
 from pycontainer.runtime import identity, idmaps, mounts
 from pycontainer.runtime.cgroups import Cgroups
+from pycontainer.runtime.dev import add_devices
 from pycontainer.runtime.keeper import ATTACH_POINT, Keeper, helper_fd
 from pycontainer.runtime.overlay import add_overlay, kernel_version
 from pycontainer.runtime.program import CWD, Packed, Program
 from pycontainer.runtime.seccomp import Filter
 
-__all__ = ["Directory", "Overlay", "Start", "build"]
+__all__ = [
+    "CLONE",
+    "SYNC_CREATE_CONTAINER",
+    "SYNC_CREATE_RUNTIME",
+    "SYNC_START_CONTAINER",
+    "Directory",
+    "Overlay",
+    "Start",
+    "build",
+    "shared_guard",
+]
 
 CLONE = {
     "mount": 0x00020000,
@@ -36,27 +46,15 @@ CLONE = {
     "network": 0x40000000,
     "time": 0x00000080,
 }
-SYNC_CREATE_RUNTIME = 1
+# Where a process waits for hooks, see the specification's runtime.md, "Lifecycle".
+SYNC_CREATE_RUNTIME, SYNC_CREATE_CONTAINER, SYNC_START_CONTAINER = 1, 2, 3
 _TIME_AT_EXEC = (6, 3)  # the kernel that enters a new time namespace at execve
 O_PATH = 0o10000000
+_MS_PRIVATE = 1 << 18
 
 _O_CREAT = os.O_CREAT
 _CGROUP_TYPES = ("cgroup", "cgroup2")
-_S_IFREG, _S_IFCHR, _S_IFBLK, _S_IFIFO = 0o100000, 0o020000, 0o060000, 0o010000
-_DEFAULT_DEVICES = (
-    ("/dev/null", 1, 3),
-    ("/dev/zero", 1, 5),
-    ("/dev/full", 1, 7),
-    ("/dev/random", 1, 8),
-    ("/dev/urandom", 1, 9),
-    ("/dev/tty", 5, 0),
-)
-_DEFAULT_LINKS = (
-    ("/dev/fd", "/proc/self/fd"),
-    ("/dev/stdin", "/proc/self/fd/0"),
-    ("/dev/stdout", "/proc/self/fd/1"),
-    ("/dev/stderr", "/proc/self/fd/2"),
-)
+_S_IFREG = 0o100000
 
 
 class Overlay(NamedTuple):
@@ -99,7 +97,7 @@ class Start:
         init: run the helper as PID 1, which starts the program and reaps.
         files: small files laid over the image's, by path.
         bundle: directory to which relative sources refer.
-        park: wait for :meth:`Process.resume` before the root is entered, for hooks.
+        parks: the ``SYNC_*`` at which it waits for :meth:`Process.resume`, for hooks.
         packed: the finished program, where it is known already.
         join: descriptors of namespaces to join, by type.
     """
@@ -115,7 +113,7 @@ class Start:
     init: bool = False
     files: Mapping[str, bytes] = attrs.Factory(dict)
     bundle: str | None = None
-    park: bool = False
+    parks: frozenset[int] = frozenset()
     packed: Packed | None = None
     join: Mapping[str, int] = attrs.Factory(dict)
 
@@ -159,8 +157,7 @@ class _Builder:
         born_in_group = self.start.cgroups.version == "v2"  # else it joins by itself, and may be born meanwhile
         if not born_in_group:
             self.program.mark_early()
-        if resources.devices == DEVICE_RULES and self._may_share_guard():
-            self.guard = self.start.keeper.guard()
+        self.guard = shared_guard(self.start)
         self.start.cgroups.add_steps(self.program, self.start.cgroup, resources, self.guard)
         if born_in_group:
             self.program.mark_early()
@@ -168,12 +165,17 @@ class _Builder:
         binds = self._binds()
         self._enter_namespaces()
         files = self._small_things()
-        if self.start.park:
-            self.program.step(lib.PYC_OP_SYNC, "wait for the hooks", a=SYNC_CREATE_RUNTIME)
-        early = self._early_mounts()
-        self._pivot(root)
-        self._mounts({**binds, **early}, files)
-        self._devices()
+        self._park(SYNC_CREATE_RUNTIME)
+        prepared = {**binds, **self._early_mounts()}
+        if SYNC_CREATE_CONTAINER in self.start.parks:
+            self._show_host(root)
+            self._mounts(prepared, files, root)
+            self._park(SYNC_CREATE_CONTAINER)
+            self.program.step(lib.PYC_OP_PIVOT, "enter the container's root", fd=root)
+        else:
+            self.program.step(lib.PYC_OP_PIVOT, "enter the container's root", ATTACH_POINT, fd=root)
+            self._mounts(prepared, files)
+        add_devices(self.program, self.spec, userns=self.userns)
         self._protect()
         self._identity()
         self._execute()
@@ -275,7 +277,7 @@ class _Builder:
                 lib.PYC_OP_SETATTR,
                 "make the root private",
                 fd=fd,
-                c=1 << 18,
+                c=_MS_PRIVATE,
                 flags=lib.PYC_RECURSIVE,
                 host=True,
             )
@@ -299,8 +301,19 @@ class _Builder:
                 host=True,
             )
 
-    def _pivot(self, root: int) -> None:
-        self.program.step(lib.PYC_OP_PIVOT, "enter the container's root", ATTACH_POINT, fd=root)
+    def _park(self, number: int) -> None:
+        if number in self.start.parks:
+            self.program.step(lib.PYC_OP_SYNC, "wait for the hooks", a=number)
+
+    def _show_host(self, root: int) -> None:
+        """Attach the root where it is on the host, in a copy of the host's mounts, for hooks that look for it there."""
+        program, path = self.program, getattr(self.start.root, "path", "")
+        label = "show the host to the hooks"
+        flags = mounts.OPEN_TREE_CLONE | mounts.AT_RECURSIVE
+        host = program.step(lib.PYC_OP_OPEN_TREE, label, "/", fd=CWD, a=flags, host=True, result=True)
+        program.step(lib.PYC_OP_SETATTR, label, fd=host, c=_MS_PRIVATE, flags=lib.PYC_RECURSIVE, host=True)
+        program.attach(label, host, ATTACH_POINT)
+        program.attach(label, root, os.path.realpath(path), below=host)
 
     # ── mounts ──
 
@@ -365,24 +378,24 @@ class _Builder:
             if mount.type in ("proc", "sysfs")
         }
 
-    def _mounts(self, prepared: Mapping[int, int], files: Mapping[str, int]) -> None:
+    def _mounts(self, prepared: Mapping[int, int], files: Mapping[str, int], below: int = CWD) -> None:
         covered = set()
         proc = -1
         for number, mount in enumerate(self.spec.mounts):
             covered.add(mount.destination.rstrip("/"))
             if mount.type in _CGROUP_TYPES and number not in prepared:
-                self._cgroup_mount(mount)
+                self._cgroup_mount(mount, below)
                 continue
             fd = prepared.get(number)
             if fd is None:
                 fd = mounts.create_mount(self.program, self._with_mapped_group(mount))
             if mount.type == "proc":
                 proc = fd
-            mounts.attach_mount(self.program, mount, fd)
+            mounts.attach_mount(self.program, mount, fd, below)
         self._sysctls(proc)
         for path, fd in files.items():
             if path not in covered:
-                self.program.attach(f"lay {path} over the image's", fd, path, flags=lib.PYC_MAKE_FILE)
+                self.program.attach(f"lay {path} over the image's", fd, path, below=below, flags=lib.PYC_MAKE_FILE)
 
     def _with_mapped_group(self, mount: oci.Mount) -> oci.Mount:
         """Leave out the group of terminals where the user namespace has no such group: the kernel would refuse it."""
@@ -410,22 +423,22 @@ class _Builder:
             label = f"set the kernel parameter {name} = {value} by"
             self.program.write(label, "sys/" + sysctl_path(name), value.encode(), fd=proc, flags=lib.PYC_BENEATH)
 
-    def _cgroup_mount(self, mount: oci.Mount) -> None:
+    def _cgroup_mount(self, mount: oci.Mount, below: int) -> None:
         program, cgroups = self.program, self.start.cgroups
         options = mounts.parse_options(mount.options)
         target = mount.destination
         if cgroups.version == "v2":
             if "cgroup" in self.has:
                 unified = attrs.evolve(mount, type="cgroup2", source="cgroup2")
-                mounts.attach_mount(program, unified, mounts.create_mount(program, unified))
+                mounts.attach_mount(program, unified, mounts.create_mount(program, unified), below)
                 return
             parent = next(iter(cgroups.parent_fds), -1)
             fd = self._cgroup_tree("", options.attributes, parent, self.start.cgroup)
-            program.attach("mount the control group on", fd, target, flags=lib.PYC_MAKE_DIR)
+            program.attach("mount the control group on", fd, target, below=below, flags=lib.PYC_MAKE_DIR)
             return
         label = "mount the control groups on"
         top = self.cgroup_top
-        program.attach(label, top, target, flags=lib.PYC_MAKE_DIR)
+        program.attach(label, top, target, below=below, flags=lib.PYC_MAKE_DIR)
         resources = self.linux.resources or oci.Resources()
         for hierarchy, parent, group in cgroups.places(self.start.cgroup, resources, self.guard):
             fd = self._cgroup_tree(hierarchy.name, options.attributes, parent, group)
@@ -435,14 +448,6 @@ class _Builder:
                 if name != hierarchy.name:
                     program.step(lib.PYC_OP_SYMLINK, label, name, fd=top, text=hierarchy.name)
         program.step(lib.PYC_OP_SETATTR, label, fd=top, a=options.attributes & ~mounts.ATIME)
-
-    def _may_share_guard(self) -> bool:
-        """Whether nothing in the container can change the rules of the group that it shares with others."""
-        sets = self.process.capabilities
-        mine = self.start.cgroup == self.start.container_id
-        shown = (mounts.parse_options(m.options).attributes for m in self.spec.mounts if m.type in _CGROUP_TYPES)
-        unable = sets is not None and "CAP_SYS_ADMIN" not in {*sets.bounding, *sets.effective, *sets.permitted}
-        return mine and unable and all(attributes & mounts.RDONLY for attributes in shown)
 
     def _cgroup_tree(self, name: str, attributes: int, parent: int, group: str) -> int:
         label = f"open the control group {name}".rstrip()
@@ -455,52 +460,10 @@ class _Builder:
             host=True,
             result=True,
         )
-        self.program.step(lib.PYC_OP_SETATTR, label, fd=fd, a=attributes & ~mounts.ATIME, c=1 << 18, host=True)
+        self.program.step(lib.PYC_OP_SETATTR, label, fd=fd, a=attributes & ~mounts.ATIME, c=_MS_PRIVATE, host=True)
         return fd
 
     # ── /dev and protection ──
-
-    def _devices(self) -> None:
-        program = self.program
-        dev = next((m for m in reversed(self.spec.mounts) if m.destination.rstrip("/") == "/dev"), None)
-        own = self.linux.devices
-        if dev is None or not mounts.is_bind(dev):
-            named = {device.path for device in own}
-            for path, major, minor in _DEFAULT_DEVICES:
-                if path not in named:
-                    self._node(path, _S_IFCHR | 0o666, os.makedev(major, minor), 0)
-            for path, text in _DEFAULT_LINKS:
-                program.step(lib.PYC_OP_SYMLINK, "link", path, fd=CWD, text=text, flags=lib.PYC_EXISTS_OK)
-            if any(m.destination.rstrip("/") == "/dev/pts" for m in self.spec.mounts):
-                program.step(lib.PYC_OP_SYMLINK, "link", "/dev/ptmx", fd=CWD, text="pts/ptmx", flags=lib.PYC_EXISTS_OK)
-        for device in own:
-            kind = {"c": _S_IFCHR, "u": _S_IFCHR, "b": _S_IFBLK, "p": _S_IFIFO}[device.type]
-            mode = kind | (0o666 if device.file_mode is None else device.file_mode & 0o7777)
-            owner = (device.uid or 0) << 32 | (device.gid or 0)
-            program.step(
-                lib.PYC_OP_MKDIR_IN,
-                "make the directory of a device",
-                os.path.dirname(device.path),  # noqa: PTH120
-            )
-            self._node(device.path, mode, os.makedev(device.major or 0, device.minor or 0), owner)
-
-    def _node(self, path: str, mode: int, number: int, owner: int) -> None:
-        program = self.program
-        if not self.userns or mode & 0o170000 == _S_IFIFO:
-            program.step(
-                lib.PYC_OP_MKNOD, "make the device", path, fd=CWD, a=mode, b=number, c=owner, flags=lib.PYC_EXISTS_OK
-            )
-            return
-        fd = program.step(
-            lib.PYC_OP_OPEN_TREE,
-            "open the host's device",
-            _host_device(path, mode, number),
-            fd=CWD,
-            a=mounts.OPEN_TREE_CLONE,
-            host=True,
-            result=True,
-        )
-        program.attach("bind the device", fd, path, flags=lib.PYC_MAKE_FILE)
 
     def _protect(self) -> None:
         program, linux = self.program, self.linux
@@ -534,6 +497,7 @@ class _Builder:
             program.step(lib.PYC_OP_SETATTR, "make the root read-only", "/", fd=CWD, a=mounts.RDONLY)
         identity.add_scheduling(program, process, self.linux)
         program.step(lib.PYC_OP_KEYRING, "make a session keyring", flags=lib.PYC_DENIED_OK)
+        self._park(SYNC_START_CONTAINER)
         self._streams()
         helper = program.share(helper_fd()) if self.start.init else -1
         program.step(lib.PYC_OP_CLOSE_ALL, "close all other descriptors", fd=helper)
@@ -584,6 +548,19 @@ class _Builder:
         self.program.execute("execute", process.args[0], process.args, process.env, search_path=path)
 
 
+def shared_guard(start: Start) -> str | None:
+    """Return the group of the usual rules for devices, if nothing in the container can change them for others."""
+    resources, process = start.spec.linux.resources, start.spec.process
+    if resources is None or resources.devices != DEVICE_RULES or start.cgroup != start.container_id:
+        return None
+    sets = process.capabilities if process is not None else None
+    shown = (mounts.parse_options(m.options).attributes for m in start.spec.mounts if m.type in _CGROUP_TYPES)
+    unable = sets is not None and "CAP_SYS_ADMIN" not in {*sets.bounding, *sets.effective, *sets.permitted}
+    if unable and all(attributes & mounts.RDONLY for attributes in shown):
+        return start.keeper.guard()
+    return None
+
+
 def refuse_unsupported(spec: oci.Spec) -> None:
     """Refuse what a document may ask for and this version does not do.
 
@@ -604,20 +581,3 @@ def refuse_unsupported(spec: oci.Spec) -> None:
         if value:
             msg = f"{name} is not supported by this version of pycontainer; remove it from the document"
             raise Unsupported(msg)
-
-
-def _host_device(path: str, mode: int, number: int) -> str:
-    """Return the host's node of a device, which a user namespace can only bind, not make."""
-    for candidate in (
-        path,
-        f"/dev/{path.rpartition('/')[2]}",
-        f"/dev/{'block' if mode & _S_IFBLK == _S_IFBLK else 'char'}/{os.major(number)}:{os.minor(number)}",
-    ):
-        try:
-            found = Path(candidate).stat()
-        except FileNotFoundError:
-            continue
-        if found.st_rdev == number and found.st_mode & 0o170000 == mode & 0o170000:
-            return candidate
-    msg = f"device {path}: a container in a user namespace can only get devices that the host has a node of"
-    raise Unsupported(msg)

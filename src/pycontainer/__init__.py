@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pycontainer.distribution.hosts import Registries
+    from pycontainer.distribution.layer import LayerLimits
     from pycontainer.engine import Engine
     from pycontainer.errors import (
         AlreadyExists,
@@ -56,6 +57,7 @@ __all__ = [
     "Input",
     "InvalidReference",
     "InvalidSpec",
+    "LayerLimits",
     "Limits",
     "ManifestUnknown",
     "Mount",
@@ -85,6 +87,7 @@ _HOMES = {
     "Image": "image",
     "Images": "images",
     "Input": "streams",
+    "LayerLimits": "distribution.layer",
     "Namespace": "launch",
     "Output": "streams",
     "Progress": "progress",

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from pycontainer.errors import Conflict, Error, ImageError, NotFound, StoreError
+from pycontainer.errors import Conflict, Error, NotFound, StoreError
 from pycontainer.image import Image
 from pycontainer.model import ImageConfig, Mount
-from pycontainer.names import Reference, is_id_prefix, parse_reference
+from pycontainer.names import Reference, is_id_prefix, new_reference, parse_reference
 from pycontainer.oci.image import MAX_CONFIG, parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pycontainer.distribution.hosts import Registries
+    from pycontainer.distribution.layer import LayerLimits
     from pycontainer.distribution.save import ArchiveFormat, Packing
     from pycontainer.oci.platforms import Platform
     from pycontainer.progress import Progress
@@ -164,7 +164,7 @@ class Images:
         Returns:
             The image with all its names.
         """
-        whole = _new_reference(reference)
+        whole = new_reference(reference)
         row = self._find(name)
         self._store.put_reference(whole, row.id)
         return self.get(row.id)
@@ -204,71 +204,97 @@ class Images:
 
     def import_rootfs(
         self,
-        source: str | Path,
+        source: str | Path | IO[bytes],
         *,
         reference: str | None = None,
         config: ImageConfig | None = None,
-        progress: Callable[[Any], object] | None = None,
+        message: str = "",
+        platform: str | None = None,
+        limits: LayerLimits | None = None,
+        progress: Callable[[Progress], object] | None = None,
     ) -> Image:
         """Make an image of one layer from a root file system.
 
         The same tree and config give the same image. Sockets and what other file systems show in the tree are left out.
 
         Args:
-            source: a directory, or a tar file, plain or compressed.
+            source: a directory, or a tar file, plain or compressed; or a stream of one, which is first written to a
+                file in the store.
             reference: the name it gets.
             config: how containers of it run.
+            message: a comment for its history.
+            platform: what its programs are for, ``"linux/arm64"``; this host's when not given.
+            limits: what is too much for a tar file.
             progress: is called with a :class:`Progress` at each step.
 
         Raises:
             ImageError: the tree or the file cannot be made a layer; nothing of it is left.
         """
+        from pycontainer.distribution.load import check_source, spooled
         from pycontainer.distribution.transfer import add_rootfs
 
-        names = () if reference is None else (_new_reference(reference),)
-        path = _source(source)
-        with _disk_errors(path):
-            identity = add_rootfs(self._store, path, config or ImageConfig(), references=names, progress=progress)
+        names = () if reference is None else (new_reference(reference),)
+        place = check_source(Path(source)) if isinstance(source, str | os.PathLike) else source
+        with _disk_errors(place), spooled(self._store, place) as path:
+            identity = add_rootfs(
+                self._store,
+                path,
+                config or ImageConfig(),
+                references=names,
+                platform=_platform(platform),
+                comment=message,
+                limits=limits,
+                progress=progress,
+            )
         return self.get(identity)
 
     def load(
-        self, path: str | Path, *, reference: str | None = None, progress: Callable[[Any], object] | None = None
+        self,
+        source: str | Path | IO[bytes],
+        *,
+        reference: str | None = None,
+        platform: str | None = None,
+        limits: LayerLimits | None = None,
+        progress: Callable[[Progress], object] | None = None,
     ) -> Image:
         """Load the image of an archive: ``docker save``, ``podman save``, or an OCI layout as tar file or directory.
 
+        What the archive has beside it, such as the index for several platforms and attestations of how it was built, is
+        kept, and goes along when the image is saved.
+
         Args:
-            path: the archive; tar files may be compressed.
+            source: a path, or a binary stream, which is first written to a file in the store; tar files may be
+                compressed.
             reference: which image, when the archive has several; else the name that it gets.
+            platform: ``"linux/arm64"``: which of an image for several platforms; this host's when not given.
+            limits: what is too much for a layer.
             progress: is called with a :class:`Progress` at each step.
 
         Raises:
-            ImageError: the archive is damaged or hostile, or has several images and ``reference`` names none of them.
-                Nothing of it is left.
+            ImageError: the archive is damaged or hostile, or has several images and ``reference`` names none of them,
+                or has none for the platform. Nothing of it is left.
         """
-        return self._load(path, reference, progress, several=False)[0]
+        return self._load(
+            source, several=False, reference=reference, platform=_platform(platform), limits=limits, progress=progress
+        )[0]
 
-    def load_all(self, path: str | Path, *, progress: Callable[[Any], object] | None = None) -> Sequence[Image]:
-        """Load all images of an archive; see :meth:`load`."""
-        return self._load(path, None, progress, several=True)
-
-    def _load(
-        self, path: str | Path, reference: str | None, progress: Callable[[Any], object] | None, *, several: bool
+    def load_all(
+        self,
+        source: str | Path | IO[bytes],
+        *,
+        platform: str | None = None,
+        limits: LayerLimits | None = None,
+        progress: Callable[[Progress], object] | None = None,
     ) -> Sequence[Image]:
-        from pycontainer.distribution import layout, transfer
+        """Load all images of an archive; see :meth:`load`."""
+        return self._load(source, several=True, platform=_platform(platform), limits=limits, progress=progress)
 
-        source_path = _source(path)
-        with self._store.workspace() as workspace, _disk_errors(source_path):
-            archive = layout.open_archive(source_path, workspace)
-            try:
-                sources = layout.read_sources(archive, str(path))
-                chosen = [(item, item.references) for item in sources]
-                if not several:
-                    chosen = [_choose(sources, reference, str(path))]
-                loaded = [
-                    transfer.add_image(self._store, item, references=names, progress=progress) for item, names in chosen
-                ]
-            finally:
-                archive.close()
+    def _load(self, source: str | Path | IO[bytes], **options: Any) -> Sequence[Image]:  # noqa: ANN401 - load_archive's
+        from pycontainer.distribution.load import check_source, load_archive
+
+        place = check_source(Path(source)) if isinstance(source, str | os.PathLike) else source
+        with _disk_errors(place):
+            loaded = load_archive(self._store, place, **options)
         return [self.get(identity) for identity in loaded]
 
     # ── registries ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -483,58 +509,12 @@ def _bare_repository(text: str) -> str | None:
     return parse_reference(text).name if bare else None
 
 
-def _new_reference(text: str) -> str:
-    reference = parse_reference(text)
-    if reference.digest is not None:
-        msg = f"a name given to an image has a tag, not a digest: {text!r}"
-        raise ValueError(msg)
-    return str(reference)
-
-
-def _choose(sources: list[Any], reference: str | None, path: str) -> tuple[Any, tuple[str, ...]]:
-    """Return the one image that is meant, and the names it gets."""
-    if reference is not None:
-        whole = _new_reference(reference)
-        for item in sources:
-            if whole in item.references:
-                return item, (whole,)
-        for item in sources:
-            if reference in item.labels:
-                return item, item.references or (whole,)
-        if len(sources) == 1:
-            return sources[0], (whole,)
-    elif len(sources) == 1:
-        return sources[0], sources[0].references
-    names = ", ".join(label for item in sources for label in item.labels) or "none has a name"
-    msg = (
-        f"{path} holds {len(sources)} images ({names}); "
-        + ("none of them is " + repr(reference) + "; " if reference else "")
-        + "choose one with reference=…, or use load_all"
-    )
-    raise ImageError(msg)
-
-
-def _source(path: str | Path) -> Path:
-    """Check that a path can be read more than once."""
-    source = Path(path)
-    try:
-        mode = source.stat().st_mode
-    except OSError as error:
-        msg = f"cannot read {source}: {error.strerror}"
-        raise NotFound(msg) if isinstance(error, FileNotFoundError) else ImageError(msg) from error
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        kind = "a pipe" if stat.S_ISFIFO(mode) else "neither a file nor a directory"
-        msg = f"{source} is {kind}: archives are read in several passes; write it to a file first"
-        raise ImageError(msg)
-    return source
-
-
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def _disk_errors(source: object) -> Iterator[None]:
     try:
         yield
     except Error:
         raise
     except OSError as error:
-        msg = f"cannot bring in {path}: {error.filename or 'write to the store'}: {os.strerror(error.errno or 0)}"
+        msg = f"cannot bring in {source}: {error.filename or 'write to the store'}: {os.strerror(error.errno or 0)}"
         raise StoreError(msg) from error

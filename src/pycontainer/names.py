@@ -25,6 +25,7 @@ __all__ = [
     "is_digest",
     "is_id_prefix",
     "new_container_id",
+    "new_reference",
     "parse_reference",
 ]
 
@@ -165,6 +166,23 @@ def parse_reference(text: str) -> Reference:
             hint = f"; did you mean {text.lower()!r}?"
         msg = f"not an image reference: {text!r}: {error}{hint}"
         raise InvalidReference(msg) from None
+
+
+def new_reference(text: str) -> str:
+    """Return the whole reference that is to be given to an image.
+
+    Raises:
+        InvalidReference: the text is no reference.
+        ValueError: it has a digest, which is what an image is and not what it is called.
+
+    >>> new_reference("debian:12")
+    'docker.io/library/debian:12'
+    """
+    reference = parse_reference(text)
+    if reference.digest is not None:
+        msg = f"a name given to an image has a tag, not a digest: {text!r}"
+        raise ValueError(msg)
+    return str(reference)
 
 
 def is_digest(text: str) -> bool:

@@ -446,7 +446,7 @@ def test_a_tar_from_the_input(own: Path, busybox_rootfs: Path, tmp_path: Path) -
     tar = tmp_path / "root.tar"
     subprocess.run(["tar", "-C", str(busybox_rootfs), "-cf", str(tar), "."], check=True)
     with tar.open("rb") as file:
-        done = cli(own, "import", "-", "piped:1", stdin=file)
+        done = cli(own, "import", "-m", "by hand", "--platform", "linux/x86_64", "-", "piped:1", stdin=file)
     assert done.returncode == 0, done.stderr
     assert cli(own, "run", "piped:1", "echo", "x").stdout == "x\n"
 

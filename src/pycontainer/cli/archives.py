@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -16,40 +14,30 @@ from pycontainer import Engine
 from pycontainer.cli import Settings
 from pycontainer.cli.changes import parse_changes
 
-_CHUNK = 1 << 20
 _PASS = click.make_pass_decorator(Settings)
 
 
-@contextmanager
-def _from_stdin() -> Iterator[Path]:
-    """Give a file of what comes in: archives are read in several passes."""
+def _input() -> IO[bytes]:
     if os.isatty(0):
         msg = "an archive is expected on the standard input, which is a terminal; name a file with -i, or redirect one"
         raise ValueError(msg)
-    with tempfile.NamedTemporaryFile(prefix="pycontainer-", suffix=".tar") as file:
-        while data := os.read(0, _CHUNK):
-            file.write(data)
-        file.flush()
-        yield Path(file.name)
+    return sys.stdin.buffer
 
 
 @click.command("load", short_help="Load images from an archive.")
 @click.option(
     "-i", "--input", "path", type=click.Path(path_type=Path), metavar="FILE", help="Instead of the standard input."
 )
-@click.option("-q", "--quiet", is_flag=True, help="Accepted: nothing is shown meanwhile.")
+@click.option("--platform", metavar="OS/ARCH", help="Which of an image for several platforms; all others must fit.")
+@click.option("-q", "--quiet", is_flag=True, help="Show nothing meanwhile.")
 @_PASS
-def load_command(settings: Settings, path: Path | None, quiet: bool) -> None:  # noqa: ARG001, FBT001
+def load_command(settings: Settings, path: Path | None, platform: str | None, quiet: bool) -> None:  # noqa: ARG001, FBT001
     """Load the images of an archive made by docker save, podman save, skopeo or umoci, or of an OCI layout.
 
-    From the standard input, it is first written to a file in TMPDIR.
+    From the standard input, it is first written to a file in the store.
     """
     with Engine(settings.root) as engine:
-        if path is not None:
-            loaded = engine.images.load_all(path)
-        else:
-            with _from_stdin() as file:
-                loaded = engine.images.load_all(file)
+        loaded = engine.images.load_all(path or _input(), platform=platform)
     for image in loaded:
         if not image.references:
             click.echo(f"Loaded image ID: {image.id}")
@@ -63,16 +51,29 @@ def load_command(settings: Settings, path: Path | None, quiet: bool) -> None:  #
 @click.option(
     "-c", "--change", "changes", multiple=True, metavar="INSTRUCTION", help="As in a Dockerfile: CMD, ENV, USER…"
 )
+@click.option("-m", "--message", default="", metavar="TEXT", help="A comment for the history of the image.")
+@click.option("--platform", metavar="OS/ARCH", help="What its programs are for, unless for this host.")
+@click.option("-q", "--quiet", is_flag=True, help="Show nothing meanwhile.")
 @_PASS
-def import_command(settings: Settings, source: str, reference: str | None, changes: Sequence[str]) -> None:
+def import_command(  # noqa: PLR0917 - click calls it by name
+    settings: Settings,
+    source: str,
+    reference: str | None,
+    changes: Sequence[str],
+    message: str,
+    platform: str | None,
+    quiet: bool,  # noqa: ARG001, FBT001 - click's
+) -> None:
     """Make an image of one layer from a directory or a tar; print its id."""
     config = parse_changes(changes)
     with Engine(settings.root) as engine:
-        if source == "-":
-            with _from_stdin() as file:
-                image = engine.images.import_rootfs(file, reference=reference, config=config)
-        else:
-            image = engine.images.import_rootfs(source, reference=reference, config=config)
+        image = engine.images.import_rootfs(
+            _input() if source == "-" else source,
+            reference=reference,
+            config=config,
+            message=message,
+            platform=platform,
+        )
     click.echo(image.id)
 
 

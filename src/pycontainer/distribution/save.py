@@ -17,12 +17,23 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import attrs
 
+from pycontainer.distribution.layout import INDEX_OF
 from pycontainer.distribution.sinks import DescriptorSink, PackedSink, Packing, StreamSink, replacing
-from pycontainer.errors import AlreadyExists
-from pycontainer.oci.image import MAX_CONFIG, REF_NAME, Descriptor, Index, parse_config
+from pycontainer.errors import AlreadyExists, ImageError
+from pycontainer.names import parse_reference
+from pycontainer.oci.image import (
+    MAX_CONFIG,
+    MAX_DOCUMENT,
+    REF_NAME,
+    Descriptor,
+    Index,
+    parse_config,
+    parse_manifest_or_index,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from pycontainer.distribution.sinks import Sink
     from pycontainer.store import ImageRow, Store
@@ -149,15 +160,8 @@ def _content(store: Store, images: Sequence[tuple[ImageRow, Sequence[str]]], *, 
     blobs: dict[str, None] = {}
     for row, references in images:
         layers = [layer.digest for layer in store.db.layers(row.id)]
-        blobs |= dict.fromkeys((row.digest, row.id, *layers))
-        config = parse_config(store.blobs.read(row.id, limit=MAX_CONFIG), f"the config of {row.id}")
-        plain = Descriptor(
-            media_type=row.media_type, digest=row.digest, size=row.manifest_size, platform=config.platform
-        )
-        # Podman takes ref.name for the whole name, containerd has a name of its own for that.
-        entries += [
-            attrs.evolve(plain, annotations={_CONTAINERD_NAME: name, REF_NAME: name}) for name in references
-        ] or [plain]
+        blobs |= dict.fromkeys((*store.db.blobs(row.id), row.digest, row.id, *layers))
+        entries += _entries(store, row, references)
         items.append(
             {
                 "Config": _blob_name(row.id),
@@ -170,6 +174,53 @@ def _content(store: Store, images: Sequence[tuple[ImageRow, Sequence[str]]], *, 
         documents["manifest.json"] = json.dumps(items, separators=(",", ":")).encode()
     parents = sorted({f"blobs/{digest.partition(':')[0]}" for digest in blobs})
     return _Content(documents, tuple(blobs), ("blobs", *parents))
+
+
+def _entries(store: Store, row: ImageRow, references: Sequence[str]) -> list[Descriptor]:
+    """Return what ``index.json`` says of an image: an entry for each name, one without a name if there is none."""
+    config = parse_config(store.blobs.read(row.id, limit=MAX_CONFIG), f"the config of {row.id}")
+    plain = Descriptor(media_type=row.media_type, digest=row.digest, size=row.manifest_size, platform=config.platform)
+    further = store.db.blobs(row.id)
+    indexes = _indexes(store, further)
+    inner = {entry.digest for index in indexes.values() for entry in index.manifests}
+    first = min(indexes.keys() - inner, default=None)
+    pulled = dict(reversed([digest.split("@") for digest in row.digests if digest.partition("@")[2] in indexes]))
+    entries = []
+    for name in references or ("",):
+        digest = pulled.get(parse_reference(name).name if name else "", first)
+        if digest is None:
+            entry = plain
+        elif _is_complete(digest, indexes, {row.digest, *further}):
+            entry = Descriptor(media_type=indexes[digest].media_type, digest=digest, size=store.blobs.size(digest))
+        else:  # a tool that follows an index to what is not there fails
+            entry = attrs.evolve(plain, annotations={INDEX_OF: digest})
+        if name:  # podman takes ref.name for the whole name, containerd has a name of its own for that
+            entry = attrs.evolve(entry, annotations={**entry.annotations, _CONTAINERD_NAME: name, REF_NAME: name})
+        entries.append(entry)
+    return entries
+
+
+def _indexes(store: Store, digests: Sequence[str]) -> dict[str, Index]:
+    """Return which of the blobs that are kept for an image are indexes."""
+    found: dict[str, Index] = {}
+    for digest in digests:
+        if store.blobs.size(digest) > MAX_DOCUMENT:
+            continue
+        try:
+            document = parse_manifest_or_index(store.blobs.read(digest, limit=MAX_DOCUMENT), digest)
+        except ImageError:
+            continue  # of another kind
+        if isinstance(document, Index):
+            found[digest] = document
+    return found
+
+
+def _is_complete(digest: str, indexes: Mapping[str, Index], saved: AbstractSet[str]) -> bool:
+    """Tell whether everything that an index leads to is saved too; indexes contain each other only by their digests."""
+    return all(
+        entry.digest in saved and (entry.digest not in indexes or _is_complete(entry.digest, indexes, saved))
+        for entry in indexes[digest].manifests
+    )
 
 
 def _blob_name(digest: str) -> str:

@@ -8,7 +8,7 @@ the image visible.
 from __future__ import annotations
 
 import functools
-import platform
+import os
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ _PARALLEL = 2  # layers at a time: unpacking is bound by the file system, not by
 
 def host_platform() -> Platform:
     """Return what this host runs, in the words of image indexes."""
-    machine = platform.machine().lower()
+    machine = os.uname().machine.lower()
     known = {
         "x86_64": ("amd64", ""),
         "aarch64": ("arm64", "v8"),
@@ -126,6 +126,9 @@ def add_rootfs(
     *,
     references: Sequence[str],
     mounts: str = "[]",
+    platform: Platform | None = None,
+    comment: str = "",
+    limits: LayerLimits | None = None,
     progress: Report | None = None,
 ) -> str:
     """Make an image of one layer from a root file system.
@@ -138,6 +141,9 @@ def add_rootfs(
         config: how containers of it run.
         references: the whole references that it gets.
         mounts: JSON text, see :class:`ImageRow`.
+        platform: what its programs are for; this host's when not given.
+        comment: for its history.
+        limits: what is too much for a tar file.
         progress: is told how it goes.
 
     Returns:
@@ -147,17 +153,17 @@ def add_rootfs(
         ImageError: the tree or the file cannot be made a layer.
     """
     with store.adding() as workspace:
-        adder = Adder(store, workspace, Meter(progress))
+        adder = Adder(store, workspace, Meter(progress), limits)
         if path.is_dir():
             info = store.root.stat()  # the store's own directory is left out when that is in it
             layer = adder.add_stream(functools.partial(_pack, path, (info.st_dev, info.st_ino)), name=str(path))
         else:
             layer = adder.add_file(path)
         document = ImageDocument(
-            platform=host_platform(),
+            platform=platform or host_platform(),
             diff_ids=(layer.row.diff_id,),
             config=config,
-            history=(History(created_by="pycontainer import"),),
+            history=(History(created_by="pycontainer import", comment=comment),),
         )
         source = Source(config=document.to_bytes(), document=document, layers=())
         return adder.finish(source, [layer], references, mounts=mounts)

@@ -109,12 +109,23 @@ class Descriptor(Record):
 
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class Manifest(Record):
-    """An image: its config and its layers, the lowest first."""
+    """An image: its config and its layers, the lowest first; or an artifact, which has something else in their places.
+
+    Attributes:
+        config: of the image.
+        layers: the lowest first.
+        media_type: of the manifest.
+        annotations: free text by name.
+        artifact_type: what it is, if no image.
+        subject: what it is about, e.g. the image that it signs.
+    """
 
     config: Descriptor
     layers: tuple[Descriptor, ...]
     media_type: str = MANIFEST
     annotations: Mapping[str, str] = attrs.field(factory=dict)
+    artifact_type: str = ""
+    subject: Descriptor | None = None
 
     def to_bytes(self) -> bytes:
         """Return the document, always the same bytes for the same value."""
@@ -124,6 +135,10 @@ class Manifest(Record):
             "config": self.config.to_json(),
             "layers": [layer.to_json() for layer in self.layers],
         }
+        if self.artifact_type:
+            value["artifactType"] = self.artifact_type
+        if self.subject is not None:
+            value["subject"] = self.subject.to_json()
         if self.annotations:
             value["annotations"] = dict(self.annotations)
         return _to_bytes(value)
@@ -306,11 +321,14 @@ def _manifest(reader: Reader) -> Manifest:
     if config is None:
         msg = f"{reader.what} has no 'config'"
         raise ImageError(msg)
+    subject = reader.child("subject")
     return Manifest(
         config=_parse_descriptor(config.value, f"{reader.what}: config"),
         layers=_descriptors(reader, "layers", _MAX_LAYERS),
         media_type=media_type or MANIFEST,
         annotations=reader.string_map("annotations"),
+        artifact_type=reader.text("artifactType"),
+        subject=None if subject is None else _parse_descriptor(subject.value, subject.what),
     )
 
 

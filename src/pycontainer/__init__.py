@@ -9,6 +9,7 @@ b'hello\n'
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pycontainer.distribution.catalog import SearchResult
     from pycontainer.distribution.hosts import Registries
     from pycontainer.distribution.layer import LayerLimits
     from pycontainer.engine import Engine
@@ -72,6 +73,7 @@ __all__ = [
     "Result",
     "Rlimit",
     "Running",
+    "SearchResult",
     "Size",
     "StartError",
     "StoreError",
@@ -93,6 +95,7 @@ _HOMES = {
     "Progress": "progress",
     "Registries": "distribution.hosts",
     "Running": "running",
+    "SearchResult": "distribution.catalog",
     **dict.fromkeys(
         ("Device", "IdMap", "ImageConfig", "Limits", "Mount", "Propagation", "Result", "Rlimit", "Size", "Usage"),
         "model",

@@ -7,9 +7,9 @@ import os
 import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-from pycontainer.errors import Unsupported
+from pycontainer.errors import NotFound, RegistryError, Unsupported
 from pycontainer.image import Image
 from pycontainer.images import Images
 from pycontainer.model import Device, IdMap, Limits, Mount, Result, Rlimit, Size, parse_size
@@ -137,6 +137,7 @@ class Engine:
         timens: Mapping[str, float] | None = None,
         init: bool = False,
         tty: bool = False,
+        pull: Literal["missing", "always", "never"] = "missing",
         input: bytes | None = None,  # noqa: A002 - as in subprocess.run
         stdin: Input = "none",
         stdout: Output = "capture",
@@ -185,6 +186,8 @@ class Engine:
             timens: seconds to add to the clocks ``monotonic`` and ``boottime``.
             init: run a small init as PID 1, which reaps orphans and hands signals on.
             tty: give it a terminal; its output arrives as ``stdout``.
+            pull: ``"missing"``: an image that is not here is pulled; ``"always"``: it is brought up to date first;
+                ``"never"``: only what is here is used.
             input: bytes for its standard input, which ends after them.
             stdin: ``"none"``, ``"inherit"``, or a file or descriptor.
             stdout: ``"capture"``, ``"inherit"``, ``"discard"``, a file or descriptor, or a function for the pieces.
@@ -198,7 +201,7 @@ class Engine:
             Exit code, signal, output and usage.
 
         Raises:
-            NotFound: there is no such image, or no such user in it.
+            NotFound: there is no such image, nor can it be pulled; or no such user in it.
             CommandNotFound: the program is not in the image.
             StartError: a step of the start failed; ``step``, ``path``, ``errno`` and ``hint`` say which and why.
             TimeoutExpired: the time was up; carries the result so far.
@@ -211,7 +214,7 @@ class Engine:
         (3, b'42\n')
         """
         began = time.monotonic()
-        found = self.images.get(image) if isinstance(image, str) else image
+        found = self._image(image, pull) if isinstance(image, str) else image
         wishes = {
             "command": command,
             "entrypoint": entrypoint,
@@ -265,6 +268,24 @@ class Engine:
             check=check,
             on_start=on_start,
         )
+
+    def _image(self, name: str, pull: str) -> Image:
+        """Return an image by name, pulled where that is wanted."""
+        if pull not in ("missing", "always", "never"):
+            msg = f"an image is pulled when missing, always or never, not {pull!r}"
+            raise ValueError(msg)
+        if pull == "always":
+            return self.images.pull(name)
+        try:
+            return self.images.get(name)
+        except NotFound as missing:
+            if pull == "never" or name.startswith("sha256:"):
+                raise
+            try:
+                return self.images.pull(name)
+            except RegistryError as error:
+                msg = f"{missing}; nor can it be pulled: {error}"
+                raise NotFound(msg) from error
 
     def run_bundle(
         self,

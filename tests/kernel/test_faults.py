@@ -119,7 +119,7 @@ FAULTS = {
         options={"rlimits": (Rlimit("nofile", 1 << 40),)}, words=("RLIMIT_NOFILE", str(1 << 40)), number=errno.EPERM
     ),
     "argument too long": Fault(command=("true", "x" * 200_000), words=("execute",), number=errno.E2BIG),
-    "no such image": Fault(options={"image": "absent:test"}, words=("absent:test",), kind=NotFound),
+    "no such image": Fault(options={"image": "absent:test", "pull": "never"}, words=("absent:test",), kind=NotFound),
 }
 
 

@@ -34,10 +34,19 @@ def quick(arguments: Sequence[str], settings: Settings) -> int | None:
     return run(settings, image, command, after[0])
 
 
-def find_image(engine: Engine, name: str) -> Image:
-    """Return an image; ``host`` is the host's own programs unless the store has an image of that name."""
+def find_image(engine: Engine, name: str, pull: str = "never") -> Image | str:
+    """Return an image, or its name when it is to be pulled.
+
+    ``host`` is the host's own programs unless the store has an image of that name.
+    """
     if name not in _HOST:
-        return engine.images.get(name)
+        try:
+            return name if pull == "always" else engine.images.get(name)
+        except NotFound as error:
+            if pull == "never":
+                raise
+            tell(f"{error}; pulling it")
+            return name
     try:
         found = engine.images.get(name)
     except NotFound:
@@ -57,7 +66,7 @@ def run(settings: Settings, image: str, command: Sequence[str], given: dict[str,
     settings.runs = True
     arguments = run_arguments(given)
     with Engine(settings.root) as engine:
-        found = find_image(engine, image)
+        found = find_image(engine, image, given["pull"])
         return _in_foreground(
             lambda **streams: engine.run(found, command or None, **arguments, **streams),
             tty=given["tty"],
@@ -112,6 +121,7 @@ def run_arguments(given: dict[str, Any]) -> dict[str, Any]:
         **{name: given[name] for name in ("pid", "ipc", "uts", "cgroupns") if given[name]},
         "init": given["init"],
         "tty": given["tty"],
+        "pull": given["pull"],
         **flags.parse_security(given["security_opt"]),
     }
 

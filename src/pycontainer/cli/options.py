@@ -83,6 +83,13 @@ def _score(text: str) -> int:
     return value
 
 
+def _pull(text: str) -> str:
+    if text not in ("missing", "always", "never"):
+        msg = f"{text} is none of missing, always and never"
+        raise ValueError(msg)
+    return text
+
+
 PROGRAM = (
     _value("--root", metavar="DIR", help="The store; /var/lib/pycontainer unless given."),
     _switch("--debug", help="Show where an error comes from."),
@@ -93,6 +100,7 @@ FOREGROUND = (
     _value("--timeout", kind=_seconds, metavar="SECONDS", help="Kill it after so long."),
 )
 RUN = (
+    _value("--pull", kind=_pull, default="missing", metavar="missing|always|never", help="When to pull (missing)."),
     _switch("--rm", help="Remove it at the end; always so in this version."),
     _switch("-i", "--interactive", help="Give it the standard input."),
     _switch("-t", "--tty", help="Give it a terminal."),

@@ -18,7 +18,7 @@ from pycontainer.names import DEFAULT_REGISTRY
 if TYPE_CHECKING:
     from pycontainer.distribution.hosts import Endpoint
 
-__all__ = ["Found", "catalog", "login", "logout", "ping", "search"]
+__all__ = ["SearchResult", "catalog", "login", "logout", "ping", "search"]
 
 _OK, _UNAUTHORIZED, _NOT_FOUND = 200, 401, 404
 _CATALOG = ("registry:catalog:*",)
@@ -29,7 +29,7 @@ _MAX_RESULTS = 100
 
 
 @attrs.frozen(kw_only=True)
-class Found:
+class SearchResult:
     """A repository that a search found.
 
     Attributes:
@@ -126,7 +126,7 @@ def catalog(client: Client, registry: str) -> Iterator[str]:
         yield from names_in(answer, "repositories")
 
 
-def search(client: Client, term: str, registry: str = DEFAULT_REGISTRY, *, limit: int = 25) -> list[Found]:
+def search(client: Client, term: str, registry: str = DEFAULT_REGISTRY, *, limit: int = 25) -> list[SearchResult]:
     """Find repositories by a word, with the registry's own search, or else in its list of repositories.
 
     Args:
@@ -157,10 +157,10 @@ def search(client: Client, term: str, registry: str = DEFAULT_REGISTRY, *, limit
         if registry == DEFAULT_REGISTRY or answer.status not in (_NOT_FOUND, 405):
             answer.refuse()
     names = (name for name in catalog(client, registry) if term.lower() in name)
-    return [Found(name=f"{registry}/{name}") for name, _ in zip(names, range(limit), strict=False)]
+    return [SearchResult(name=f"{registry}/{name}") for name, _ in zip(names, range(limit), strict=False)]
 
 
-def _results(answer: Answer, registry: str) -> list[Found]:
+def _results(answer: Answer, registry: str) -> list[SearchResult]:
     document = answer.json(_MAX_ANSWER)
     items = document.get("results") if isinstance(document, dict) else None
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
@@ -169,9 +169,9 @@ def _results(answer: Answer, registry: str) -> list[Found]:
     return [_found(item, before) for item in items if isinstance(item.get("name"), str)]
 
 
-def _found(item: Mapping[str, Any], before: str) -> Found:
+def _found(item: Mapping[str, Any], before: str) -> SearchResult:
     stars, description = item.get("star_count"), item.get("description")
-    return Found(
+    return SearchResult(
         name=before + item["name"],
         description=" ".join(description.split()) if isinstance(description, str) else "",
         stars=stars if isinstance(stars, int) else 0,

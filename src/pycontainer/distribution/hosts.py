@@ -11,12 +11,15 @@ import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from pycontainer.errors import InvalidReference
-from pycontainer.names import DEFAULT_REGISTRY, Reference
+from pycontainer.names import DEFAULT_REGISTRY, Reference, parse_reference
+
+if TYPE_CHECKING:
+    from pycontainer.distribution.catalog import SearchResult
 
 __all__ = ["Certificates", "Endpoint", "Registries", "bypasses_proxy", "is_loopback", "split_port"]
 
@@ -194,9 +197,71 @@ class Registries:
                 return _certificates(directory)
         return Certificates()
 
-    def credential(self, registry: str) -> tuple[str, str] | None:
-        """Return the user and password that were given for a registry here."""
-        return self.credentials.get(registry)
+    # ── what concerns a registry as a whole ───────────────────────────────────────────────────────────────────────
+
+    def login(self, registry: str, username: str, password: str) -> str:
+        """Have a registry verify credentials, and keep them where docker and podman find them.
+
+        Args:
+            registry: by the name that references carry.
+            username: the user.
+            password: or an access token.
+
+        Returns:
+            Where they are kept now: a file, or a credential helper.
+
+        Raises:
+            Unauthorized: the registry does not take them; nothing is kept.
+            RegistryError: it cannot be reached, or they cannot be kept.
+        """
+        from pycontainer.distribution import catalog
+        from pycontainer.distribution.credentials import Credential
+        from pycontainer.distribution.remote import Client
+
+        with Client(self) as client:
+            return catalog.login(client, _canonical(registry), Credential(username, password))
+
+    def logout(self, registry: str) -> bool:
+        """Forget the credentials of a registry, wherever they are kept.
+
+        Returns:
+            Whether there were any.
+        """
+        from pycontainer.distribution.credentials import CredentialFiles
+
+        return CredentialFiles(self.auth_file).erase(_canonical(registry))
+
+    def search(self, term: str, *, registry: str = DEFAULT_REGISTRY, limit: int = 25) -> Sequence[SearchResult]:
+        """Find repositories by a word.
+
+        Args:
+            term: the word.
+            registry: where; one without a search of its own is asked for the list of its repositories.
+            limit: results, at most 100.
+
+        Raises:
+            RegistryError: it cannot be reached, or offers neither.
+        """
+        from pycontainer.distribution import catalog
+        from pycontainer.distribution.remote import Client
+
+        with Client(self) as client:
+            return catalog.search(client, term, _canonical(registry), limit=limit)
+
+    def tags(self, repository: str) -> Sequence[str]:
+        """Return the tags of a repository.
+
+        Args:
+            repository: its name, e.g. ``"debian"``.
+
+        Raises:
+            ManifestUnknown: there is no such repository.
+            RegistryError: the registry cannot be reached, or refuses.
+        """
+        from pycontainer.distribution.remote import Client
+
+        with Client(self) as client:
+            return list(client.origin(parse_reference(repository)).tags())
 
 
 def _user_directory() -> Path:

@@ -118,7 +118,7 @@ class Client:
             if known is None:
 
                 def find() -> Credential | None:
-                    given = self.registries.credential(name)
+                    given = self.registries.credentials.get(name)
                     if given is not None:
                         return Credential(*given)
                     return self.files.find(name, repository)

@@ -316,7 +316,11 @@ def test_hooks_before_the_root_is_entered_see_the_host_and_its_mounts(
         mount -t tmpfs made {tmp_path}/rootfs/mnt
         echo from the hook >{tmp_path}/rootfs/mnt/word
     """
-    hook = {"path": "/bin/sh", "args": ["sh", "-ec", f"({script}) >{tmp_path}/told 2>&1"], "env": ["PATH=/bin:/usr/bin"]}
+    hook = {
+        "path": "/bin/sh",
+        "args": ["sh", "-ec", f"({script}) >{tmp_path}/told 2>&1"],
+        "env": ["PATH=/bin:/usr/bin"],
+    }
     mounts = [*base()["mounts"], {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"}]
     path = bundle("cat /mnt/word; ls /", hooks={"createContainer": [hook]}, hostname="inside", mounts=mounts)
     (path / "rootfs/mnt").mkdir(exist_ok=True)

@@ -154,10 +154,17 @@ def test_limits_of_resources_come_when_no_more_files_are_needed() -> None:
     assert names.index("CHDIR") < names.index("RLIMIT") < names.index("IDS")
 
 
-def test_it_parks_for_hooks_before_it_enters_its_root() -> None:
-    steps = built(fields={"park": True}).child
-    in_order(steps, "UNSHARE", "SYNC", "PIVOT")
+def test_it_parks_for_the_hooks_that_there_are() -> None:
+    in_order(built(fields={"parks": frozenset({plan.SYNC_CREATE_RUNTIME})}).child, "UNSHARE", "SYNC", "PIVOT")
+    in_order(built(fields={"parks": frozenset({plan.SYNC_START_CONTAINER})}).child, "PIVOT", "SYNC", "CLOSE_ALL")
     assert "SYNC" not in op_names(built().child)
+
+
+def test_for_hooks_that_look_for_mounts_the_root_is_entered_last() -> None:
+    fields = {"parks": frozenset({plan.SYNC_CREATE_CONTAINER}), "root": plan.Directory(path="/bundle/rootfs")}
+    steps = built(fields=fields).child
+    names = op_names(steps)
+    assert names.index("FSMOUNT") < names.index("SYNC") < names.index("PIVOT") < names.index("MKNOD")
 
 
 # ── root and mounts ──

@@ -65,7 +65,17 @@ def judge(results: Mapping[str, Any]) -> list[Target]:
         ratio = statistics.median(reads["ours"]) / statistics.median(reads["ext4"]) if len(reads) > 1 else None
         text = f"reading every file / from ext4, {kind}"
         targets.append(Target(text=text, measured=ratio, limit=1.0, at_most=True, without="not measured"))
+    targets.append(_memory(results))
     return targets
+
+
+def _memory(results: Mapping[str, Any]) -> Target:
+    whole, small = (
+        results["times"].get(f"pull, {step}", {}).get("ours") for step in ("gzip layers", "one layer of 25 MB")
+    )
+    ratio = max(one["memory"] for one in whole) / max(one["memory"] for one in small) if whole and small else None
+    text = "memory of a pull: five layers, 1 GB / one layer, 25 MB"
+    return Target(text=text, measured=ratio, limit=1.5, at_most=True, without="not measured")
 
 
 def _against(tools: Mapping[str, float], results: Mapping[str, Any], step: str, peer: str, limit: float) -> Target:

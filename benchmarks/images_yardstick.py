@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def _data() -> list[Entry]:
 # ── its forms ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def write_layout(image: Yardstick, target: Path, compression: str, tag: str) -> str:
+def write_layout(image: Yardstick, target: Path, compression: str, tag: str, chosen: Sequence[int] = range(5)) -> str:
     """Write an OCI image layout; return the image's id.
 
     Args:
@@ -156,13 +157,15 @@ def write_layout(image: Yardstick, target: Path, compression: str, tag: str) -> 
         target: a new directory.
         compression: of its layers: ``gzip``, ``zstd`` or ``plain``.
         tag: its name there.
+        chosen: which layers it has.
     """
     blobs = target / "blobs/sha256"
     blobs.mkdir(parents=True)
     kind = f"{_OCI}.layer.v1.tar" + ("" if compression == "plain" else f"+{compression}")
-    facts = image.facts["layers"]
+    facts = [image.facts["layers"][number] for number in chosen]
+    paths = [image.layers(compression)[number] for number in chosen]
     layers = []
-    for path, layer in zip(image.layers(compression), facts, strict=True):
+    for path, layer in zip(paths, facts, strict=True):
         digest = layer["digests"][compression]
         shutil.copyfile(path, blobs / digest.removeprefix("sha256:"))
         layers.append({"mediaType": kind, "digest": digest, "size": layer["sizes"][compression]})
@@ -173,7 +176,7 @@ def write_layout(image: Yardstick, target: Path, compression: str, tag: str) -> 
         "os": "linux",
         "config": {"Cmd": ["/bin/sh"], "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]},
         "rootfs": {"type": "layers", "diff_ids": [layer["digests"]["plain"] for layer in facts]},
-        "history": [{"created": "2026-01-01T00:00:00Z", "created_by": f"layer {n}"} for n in range(1, 6)],
+        "history": [{"created": "2026-01-01T00:00:00Z", "created_by": f"layer {n}"} for n in chosen],
     }
 
     def put(document: object, media_type: str) -> dict[str, Any]:

@@ -429,6 +429,37 @@ def test_a_pull_that_was_ended_goes_on(registry: Registry, tmp_path: Path, numbe
     assert leftovers(tmp_path / "root") == []
 
 
+def test_who_waits_for_another_process_can_be_interrupted(registry: Registry, tmp_path: Path) -> None:
+    reached = threading.Event()
+
+    def plan(_request: Served, body: bytes) -> str | tuple[str, int]:
+        if len(body) > SIZE:
+            reached.set()
+            return ("stall", 0)
+        return "pass"
+
+    with HarmfulProxy(registry.host, plan) as proxy:
+        first = pulling(tmp_path / "root", proxy)
+        second = None
+        try:
+            assert reached.wait(20)
+            second = pulling(tmp_path / "root", proxy)
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline and proxy.asked("GET", "/manifests/") < 2:
+                time.sleep(0.02)
+            time.sleep(0.2)
+            began = time.monotonic()
+            second.send_signal(signal.SIGINT)
+            _, said = second.communicate(timeout=20)
+            assert time.monotonic() - began < 3
+            assert b"KeyboardInterrupt" in said
+        finally:
+            for process in filter(None, (first, second)):
+                process.kill()
+                process.communicate()
+    assert leftovers(tmp_path / "root") == []
+
+
 def test_two_processes_fetch_each_blob_once(registry: Registry, tmp_path: Path) -> None:
     with HarmfulProxy(registry.host, lambda *_: "pass") as proxy:
         processes = [pulling(tmp_path / "root", proxy) for _ in range(3)]
@@ -473,3 +504,5 @@ def test_a_push_that_was_interrupted_leaves_the_image(registry: Registry, layout
             engine.images.push("nothing:1")
         with pytest.raises(ValueError, match="has 0 names; say what to push it as"):
             engine.images.push(image.id)
+        with pytest.raises(ImageError, match="those of the host"):
+            engine.images.push(engine.images.host(), f"{proxy.host}/host:1")

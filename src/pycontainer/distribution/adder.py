@@ -120,7 +120,9 @@ class Adder:
             ImageError: it is not what it should be, damaged or hostile.
         """
         name = layer.diff_id
-        with self._store.snapshots.lock(name):
+        with self._store.snapshots.lock(name, self._cancelled) as held:
+            if not held:
+                raise Abandoned
             added = self._known(layer)
             if added is not None:
                 self._meter.change(name, "exists", added.descriptor.size)

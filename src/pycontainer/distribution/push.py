@@ -96,7 +96,10 @@ def push(
         Unauthorized: the registry wants other credentials.
         RegistryError: it cannot be reached, or refuses.
         StoreError: a blob of the image is missing in the store.
+        ImageError: it is an image of the host's own programs.
     """
+    if row.mounts != "[]":
+        raise ImageError(f"push {reference}: the files of this image are those of the host, bound into its containers")
     store.acquire(row.id)
     try:
         with store.adding() as workspace, Client(registries) as client:

@@ -7,6 +7,7 @@ answer, the time it takes, where it sends us. Authorization is :mod:`~.auth`'s.
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import re
 import socket
@@ -260,6 +261,15 @@ def resolve(base: str, target: str, action: str, what: str) -> str:
 
 
 # ── connections ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@functools.cache
+def _usual_context() -> ssl.SSLContext:
+    """Return what trusts the system's authorities; it takes a while to read those."""
+    import ssl
+
+    return ssl.create_default_context()
+
 
 _Live = weakref.WeakSet[Any]
 
@@ -522,9 +532,9 @@ class Wire:
     def _context(self, host: str) -> ssl.SSLContext:
         import ssl
 
-        context = ssl.create_default_context()
         if not host:
-            return context
+            return _usual_context()
+        context = ssl.create_default_context()
         certificates = self.registries.certificates(host)
         try:
             for path in certificates.authorities:

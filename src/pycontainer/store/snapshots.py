@@ -12,12 +12,14 @@ from pycontainer.names import check_digest
 from pycontainer.store.locks import FileLocks, key
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["Snapshots", "remove_tree"]
 
 _OPAQUE = "trusted.overlay.opaque"
+_POLL = 0.02  # seconds between two looks at the lock of a layer that another process is bringing in
 
 
 class Snapshots:
@@ -41,14 +43,25 @@ class Snapshots:
         return self.path(diff_id).is_dir()
 
     @contextmanager
-    def lock(self, diff_id: str) -> Iterator[None]:
+    def lock(self, diff_id: str, cancelled: threading.Event | None = None) -> Iterator[bool]:
         """Hold the right to unpack a layer, so that it is never done twice at a time; others wait.
 
         Args:
             diff_id: the layer. A thread holds one at a time.
+            cancelled: ends the waiting, which may be for another process's slow download.
+
+        Yields:
+            Whether it is held, which it is unless cancelled.
         """
-        with self._locks.hold(key("layer", diff_id)):
-            yield
+        byte = key("layer", diff_id)
+        held = self._locks.take(byte, wait=cancelled is None)
+        while held is None and cancelled is not None and not cancelled.wait(_POLL):
+            held = self._locks.take(byte, wait=False)
+        try:
+            yield held is not None
+        finally:
+            if held is not None:
+                self._locks.release(held)
 
     def stage(self, workspace: Path, name: str) -> Path:
         """Return a new empty directory to unpack a layer into.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         Unauthorized,
         Unsupported,
     )
-    from pycontainer.image import Image
+    from pycontainer.image import HistoryEntry, Image, ImageDetails, RemovedImages
     from pycontainer.images import Images
     from pycontainer.launch import Namespace
     from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Propagation, Result, Rlimit, Size, Usage
@@ -50,9 +50,11 @@ __all__ = [
     "Engine",
     "Error",
     "ExitError",
+    "HistoryEntry",
     "IdMap",
     "Image",
     "ImageConfig",
+    "ImageDetails",
     "ImageError",
     "Images",
     "Input",
@@ -70,6 +72,7 @@ __all__ = [
     "Propagation",
     "Registries",
     "RegistryError",
+    "RemovedImages",
     "Result",
     "Rlimit",
     "Running",
@@ -86,7 +89,7 @@ __all__ = [
 # Where each name is; errors where none is told. What a program uses is loaded when it first asks for it.
 _HOMES = {
     "Engine": "engine",
-    "Image": "image",
+    **dict.fromkeys(("HistoryEntry", "Image", "ImageDetails", "RemovedImages"), "image"),
     "Images": "images",
     "Input": "streams",
     "LayerLimits": "distribution.layer",

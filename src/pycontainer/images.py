@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pycontainer.errors import Conflict, Error, NotFound, StoreError
-from pycontainer.image import Image
+from pycontainer.image import HistoryEntry, Image, ImageDetails, RemovedImages, history_entries
+from pycontainer.lookup import Filters, Lookup, bare_repository
 from pycontainer.model import ImageConfig, Mount
-from pycontainer.names import Reference, is_id_prefix, new_reference, parse_reference
-from pycontainer.oci.image import MAX_CONFIG, parse_config
+from pycontainer.names import new_reference, parse_reference
+from pycontainer.oci.image import MAX_CONFIG, MAX_DOCUMENT, ImageDocument, parse_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
 
     from pycontainer.distribution.hosts import Registries
     from pycontainer.distribution.layer import LayerLimits
@@ -25,9 +27,6 @@ if TYPE_CHECKING:
     from pycontainer.store import ImageRow, Store
 
 __all__ = ["Images"]
-
-_ID = "sha256:"
-_ID_LENGTH = len(_ID) + 64
 
 
 class Images:
@@ -44,6 +43,7 @@ class Images:
     def __init__(self, store: Store, registries: Registries | None = None) -> None:
         self._store = store
         self._registries = registries
+        self._lookup = Lookup(store)
         self._cache: dict[str, tuple[ImageRow, Image]] = {}
 
     # ── look up ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -61,9 +61,52 @@ class Images:
         """
         return self._image(self._find(name))
 
-    def list(self) -> list[Image]:
-        """Return all images, the newest first."""
-        return [self._image(row) for row in self._store.db.images()]
+    def list(
+        self,
+        *,
+        reference: str | Sequence[str] = (),
+        label: str | Sequence[str] = (),
+        without_label: str | Sequence[str] = (),
+        dangling: bool | None = None,
+        before: str | Image | None = None,
+        since: str | Image | None = None,
+        until: datetime | None = None,
+    ) -> Sequence[Image]:
+        """Return the images that are all of this, the newest first.
+
+        The time of an image that does not tell when it was made is that at which it came into the store.
+
+        Args:
+            reference: one of its names is like one of these patterns, as in ``"debian"``, ``"debian:1*"``, ``"*/app"``.
+            label: it has each of these labels, ``"name"`` or ``"name=value"``.
+            without_label: it has none of these.
+            dangling: it has no name, or has one.
+            before: it was made before this image.
+            since: it was made after this image.
+            until: it was made before this time.
+
+        Raises:
+            NotFound: there is no image ``before`` or ``since``.
+            ValueError: a pattern is none.
+        """
+        limits = [until] if until is not None else []
+        if before is not None:
+            limits.append(self._made(self._find(before)))
+        filters = Filters(
+            references=_several(reference),
+            labels=_several(label),
+            without_labels=_several(without_label),
+            dangling=dangling,
+            before=min(limits, default=None),
+            since=None if since is None else self._made(self._find(since)),
+        )
+        return [self._image(row) for row in self._fitting(filters)]
+
+    def _fitting(self, filters: Filters) -> Iterator[ImageRow]:
+        return (row for row in self._store.db.images() if filters.fit(self._image(row), self._made(row)))
+
+    def _made(self, row: ImageRow) -> datetime:
+        return self._image(row).created or _moment(row.added)
 
     def exists(self, name: str) -> bool:
         """Tell whether there is such an image."""
@@ -76,66 +119,59 @@ class Images:
     def __iter__(self) -> Iterator[Image]:
         return iter(self.list())
 
+    def history(self, name: str | Image) -> Sequence[HistoryEntry]:
+        """Return how an image was made, the last step first.
+
+        Args:
+            name: the image.
+
+        >>> from pycontainer import Engine
+        >>> with Engine() as engine:
+        ...     [entry.created_by for entry in engine.images.history(engine.images.host())]
+        ['pycontainer import']
+        """
+        row = self._find(name)
+        return history_entries(self._document(row).history, self._store.db.layers(row.id))
+
+    def inspect(self, name: str | Image) -> ImageDetails:
+        """Return everything that is known of an image: its documents as they are, and what it shares with others.
+
+        Args:
+            name: the image.
+
+        Raises:
+            NotFound: there is no such image.
+        """
+        from pycontainer.distribution.save import kept_indexes
+
+        row = self._find(name)
+        document = self._document(row)
+        blobs = self._store.blobs
+        further = self._store.db.blobs(row.id)
+        return ImageDetails(
+            image=self._image(row),
+            manifest=blobs.read(row.digest, limit=MAX_DOCUMENT),
+            manifest_type=row.media_type,
+            config=blobs.read(row.id, limit=MAX_CONFIG),
+            indexes={digest: blobs.read(digest, limit=MAX_DOCUMENT) for digest in kept_indexes(self._store, further)},
+            further=further,
+            author=document.author,
+            comment=document.history[-1].comment if document.history else "",
+            added=_moment(row.added),
+            shared_size=self._store.db.shared_size(row.id),
+        )
+
     def _find(self, name: str | Image) -> ImageRow:
-        db = self._store.db
-        if isinstance(name, Image):
-            row = db.by_id(name.id)
-        elif name.startswith(_ID):
-            row = self._by_prefix(name) if len(name) <= _ID_LENGTH else None
-        else:
-            row = self._by_reference(name)
-        if row is None:
-            raise NotFound(self._not_found(str(name)))
-        return row
+        return self._lookup.find(name)
 
-    def _by_reference(self, name: str) -> ImageRow | None:
-        if is_id_prefix(name) and len(name) == _ID_LENGTH - len(_ID):
-            return self._store.db.by_id(_ID + name)
-        reference = parse_reference(name)
-        if reference.digest is not None:
-            return self._by_digest(reference)
-        row = self._store.db.by_name(str(reference))
-        if row is None and is_id_prefix(name):
-            row = self._by_prefix(_ID + name)
-        return row
-
-    def _by_digest(self, reference: Reference) -> ImageRow | None:
-        for row in self._store.db.by_digest(reference.digest or ""):
-            if reference.tag is None and f"{reference.name}@{reference.digest}" in row.digests:
-                return row
-            names = [parse_reference(text) for text in row.references]
-            if any(known.name == reference.name and reference.tag in (None, known.tag) for known in names):
-                return row
-        return None
-
-    def _by_prefix(self, prefix: str) -> ImageRow | None:
-        if len(prefix) == _ID_LENGTH:
-            row = self._store.db.by_id(prefix)
-            return row or next(iter(self._store.db.by_digest(prefix)), None)
-        if prefix == _ID or not is_id_prefix(prefix.removeprefix(_ID)):
-            return None
-        rows = self._store.db.by_prefix(prefix)
-        if len(rows) > 1:
-            msg = f"the ids of several images start with {prefix.removeprefix(_ID)!r}; give more digits"
-            raise Conflict(msg)
-        return rows[0] if rows else None
-
-    def _not_found(self, name: str) -> str:
-        import difflib  # slow to import, and only errors need it
-
-        known = [parse_reference(text).familiar for text in self._store.db.names()]
-        bases = {text.rpartition("/")[2]: text for text in known} | {text.rpartition(":")[0]: text for text in known}
-        close = [bases.get(text, text) for text in difflib.get_close_matches(name, [*known, *bases], 5, 0.6)]
-        msg = f"no image {name!r} in {self._store.root}"
-        if close:
-            return msg + f"; there is {', '.join(dict.fromkeys(close))}"
-        return msg + ("; load, import or pull it" if known else "; the store holds no named image yet")
+    def _document(self, row: ImageRow) -> ImageDocument:
+        return parse_config(self._store.blobs.read(row.id, limit=MAX_CONFIG), f"the config of {row.id}")
 
     def _image(self, row: ImageRow) -> Image:
         known = self._cache.get(row.id)
         if known is not None and known[0] == row:
             return known[1]
-        document = parse_config(self._store.blobs.read(row.id, limit=MAX_CONFIG), f"the config of {row.id}")
+        document = self._document(row)
         image = Image(
             id=row.id,
             references=tuple(parse_reference(text).familiar for text in row.references),
@@ -148,6 +184,7 @@ class Images:
             size=sum({layer.diff_id: layer.size for layer in self._store.db.layers(row.id)}.values()),
             layers=document.diff_ids,
             mounts=tuple(_mount(item) for item in json.loads(row.mounts)),
+            repo_digests=tuple(parse_reference(text).familiar for text in row.digests),
         )
         self._cache[row.id] = (row, image)
         return image
@@ -169,36 +206,106 @@ class Images:
         self._store.put_reference(whole, row.id)
         return self.get(row.id)
 
-    def remove(self, name: str | Image, *, force: bool = False) -> None:
+    def untag(self, name: str | Image, *references: str) -> Image:
+        """Take names from an image, which stays, without a name too.
+
+        Args:
+            name: the image.
+            references: the names; all when none is given.
+
+        Returns:
+            The image with the names that it has left.
+
+        Raises:
+            NotFound: there is no such image, or one of the names is not its own.
+        """
+        row = self._find(name)
+        wholes = [str(parse_reference(text)) for text in references] or list(row.references)
+        for whole in wholes:
+            if whole not in row.references:
+                msg = f"the image {row.id} is not called {parse_reference(whole).familiar!r}"
+                raise NotFound(msg)
+        for whole in wholes:
+            self._store.remove_reference(whole, row.id, keep_last=False)
+        return self.get(row.id)
+
+    def remove(self, name: str | Image, *, force: bool = False) -> RemovedImages:
         """Take a name from an image, or delete it: as ``docker rmi`` does.
 
         By a reference, one of several names goes; with the last name goes the image. By id, the image goes.
 
         Args:
             name: the image.
-            force: by id, also when it has several names. Never one that is in use.
+            force: by id, also when it has several names. By its last name, when a container uses it: then only the name
+                goes.
+
+        Returns:
+            What went.
 
         Raises:
             NotFound: there is no such image.
             Conflict: a container uses it, or, by id, it has several names.
         """
         row = self._find(name)
-        reference = None if isinstance(name, Image) else self._named(name, row)
+        reference = self._lookup.named(name, row)
         if reference is not None and self._store.remove_reference(reference, row.id, keep_last=True):
-            return
-        if reference is None and len(row.references) > 1 and not force:
-            names = ", ".join(parse_reference(text).familiar for text in row.references)
-            msg = f"the image {row.id} has several names: {names}; remove them one by one, or use force=True"
+            return RemovedImages(untagged=(parse_reference(reference).familiar,))
+        names = tuple(parse_reference(text).familiar for text in row.references)
+        if reference is None and len(names) > 1 and not force:
+            msg = f"the image {row.id} has several names: {', '.join(names)}; remove them one by one, or use force=True"
             raise Conflict(msg)
+        try:
+            size = self._delete(row)
+        except Conflict:
+            if not force or reference is None:
+                raise
+            self._store.remove_reference(reference, row.id, keep_last=False)
+            return RemovedImages(untagged=names)
+        return RemovedImages(untagged=names, deleted=(row.id,), size=size)
+
+    def _delete(self, row: ImageRow) -> int:
+        """Delete an image; return the bytes of layers that no other image has."""
+        size = self._image(row).size - self._store.db.shared_size(row.id)
         self._store.remove_image(row.id)
         self._cache.pop(row.id, None)
+        return size
 
-    def _named(self, name: str, row: ImageRow) -> str | None:
-        """Return the reference of an image that a name means, ``None`` when it was given by id."""
-        if name.startswith(_ID):
-            return None
-        reference = str(parse_reference(name)) if not is_id_prefix(name) or len(name) < _ID_LENGTH - len(_ID) else ""
-        return reference if reference in row.references else None
+    def prune(
+        self,
+        *,
+        all: bool = False,  # noqa: A002 - as docker calls it
+        label: str | Sequence[str] = (),
+        without_label: str | Sequence[str] = (),
+        until: datetime | None = None,
+    ) -> RemovedImages:
+        """Delete images that have no name and that no container uses.
+
+        Args:
+            all: also those that have names.
+            label: only those that have each of these labels.
+            without_label: only those that have none of these.
+            until: only those made before this time.
+
+        Returns:
+            What went.
+        """
+        filters = Filters(
+            labels=_several(label),
+            without_labels=_several(without_label),
+            dangling=None if all else True,
+            before=until,
+        )
+        untagged: list[str] = []
+        deleted: list[str] = []
+        size = 0
+        for row in list(self._fitting(filters)):
+            try:
+                size += self._delete(row)
+            except (Conflict, NotFound):
+                continue  # a container uses it, or somebody else was quicker
+            untagged += [parse_reference(text).familiar for text in row.references]
+            deleted.append(row.id)
+        return RemovedImages(untagged=tuple(untagged), deleted=tuple(deleted), size=size)
 
     # ── bring in ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -344,7 +451,7 @@ class Images:
         """
         from pycontainer.distribution.pull import pull_all
 
-        if _bare_repository(repository) is None:
+        if bare_repository(repository) is None:
             msg = f"all tags are asked for, and {repository!r} names one of them"
             raise ValueError(msg)
         with _disk_errors(Path(repository)):
@@ -386,7 +493,7 @@ class Images:
 
         row = self._find(name)
         if reference is None:
-            reference = None if isinstance(name, Image) else self._named(name, row)
+            reference = None if isinstance(name, Image) else self._lookup.named(name, row)
             names = row.references if reference is None else (reference,)
             if len(names) != 1:
                 msg = f"the image {row.id} has {len(names)} names; say what to push it as"
@@ -443,7 +550,7 @@ class Images:
         if compress not in (None, "gzip", "zstd"):
             msg = f"archives are compressed with gzip or zstd, not {compress!r}"
             raise ValueError(msg)
-        found = self._to_save(names)
+        found = self._lookup.named_all(names)
         place = Path(target) if isinstance(target, str | os.PathLike) else target
         if format != "oci-dir":
             save_archive(self._store, found, place, docker=format == "docker-archive", packing=compress)
@@ -452,36 +559,6 @@ class Images:
             msg = "oci-dir is a directory: it takes a path, and is not compressed"
             raise ValueError(msg)
         save_directory(self._store, found, place)
-
-    def _to_save(self, names: Sequence[str | Image]) -> Sequence[tuple[ImageRow, tuple[str, ...]]]:
-        if not names:
-            msg = "no image to save is named"
-            raise ValueError(msg)
-        rows: dict[str, ImageRow] = {}
-        kept: dict[str, dict[str, None]] = {}
-        for name in names:
-            for row, references in self._named_all(name):
-                rows.setdefault(row.id, row)
-                kept.setdefault(row.id, {}).update(dict.fromkeys(references))
-        return [(row, tuple(kept[identity])) for identity, row in rows.items()]
-
-    def _named_all(self, name: str | Image) -> Iterator[tuple[ImageRow, tuple[str, ...]]]:
-        """Give the images that a name means to docker's ``save``, and the references to save them under."""
-        if isinstance(name, Image):
-            row = self._find(name)
-            yield row, row.references
-            return
-        bare = None if name.startswith(_ID) else _bare_repository(name)
-        found = [
-            (row, tuple(text for text in row.references if parse_reference(text).name == bare))
-            for row in (self._store.db.images() if bare else ())
-        ]
-        if any(references for _, references in found):
-            yield from ((row, references) for row, references in found if references)
-            return
-        row = self._find(name)
-        reference = self._named(name, row)
-        yield row, (reference,) if reference is not None else ()
 
     def host(self) -> Image:
         """Return an image of the host's own programs, made without copying them: see :mod:`pycontainer.host`."""
@@ -503,10 +580,14 @@ def _mount(item: dict[str, Any]) -> Mount:
     return Mount.bind(item["source"], item["target"], read_only=True, options=item.get("options", ()))
 
 
-def _bare_repository(text: str) -> str | None:
-    """Return the whole name of the repository that a text means, if it has neither tag nor digest."""
-    bare = "@" not in text and ":" not in text.rpartition("/")[2]
-    return parse_reference(text).name if bare else None
+def _several(texts: str | Sequence[str]) -> tuple[str, ...]:
+    return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+def _moment(seconds: float) -> datetime:
+    import datetime as dt  # slow to import, and few ask
+
+    return dt.datetime.fromtimestamp(seconds, dt.UTC)
 
 
 @contextmanager

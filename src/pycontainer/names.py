@@ -24,6 +24,7 @@ __all__ = [
     "is_container_id",
     "is_digest",
     "is_id_prefix",
+    "matches",
     "new_container_id",
     "new_reference",
     "parse_reference",
@@ -168,17 +169,72 @@ def parse_reference(text: str) -> Reference:
         raise InvalidReference(msg) from None
 
 
+def matches(pattern: str, reference: Reference) -> bool:
+    """Tell whether a reference, or its name alone, is what a pattern with ``*``, ``?`` and ``[a-z]`` describes.
+
+    As in Go's path.Match, which docker uses, ``*`` and ``?`` do not match a slash.
+
+    Raises:
+        ValueError: a bracket is open.
+
+    >>> matches("deb*", parse_reference("debian:12")), matches("*", parse_reference("a/b:1"))
+    (True, False)
+    """
+    compiled = _compile(pattern)
+    familiar = reference.familiar
+    name = familiar[: len(familiar) - len(reference._suffix())]  # noqa: SLF001 - one module
+    texts = (familiar, name, str(reference), reference.name)
+    return pattern in texts or any(map(compiled.fullmatch, texts))  # an address has brackets and means itself
+
+
+_PATTERN = re.compile(
+    r"(?P<star>\*)|(?P<any>\?)|\[(?P<not>\^?)(?P<set>(?:\\.|[^\]\\])+)\]|\\(?P<plain>.)|(?P<other>[^\[\\])", re.DOTALL
+)
+_RANGE = re.compile(r"(\\.|.)(?:-(\\.|.))?", re.DOTALL)
+
+
+def _escape_range(match: re.Match[str]) -> str:
+    return "-".join(re.escape(word[-1]) for word in match.groups() if word is not None)
+
+
+@functools.lru_cache(maxsize=64)
+def _compile(pattern: str) -> re.Pattern[str]:
+    text, place = "", 0
+    while place < len(pattern):
+        match = _PATTERN.match(pattern, place)
+        if match is None:
+            msg = f"not a pattern: {pattern!r}; a bracket is open, or a backslash at the end"
+            raise ValueError(msg)
+        place = match.end()
+        if match["star"]:
+            text += "[^/]*"
+        elif match["any"]:
+            text += "[^/]"
+        elif match["set"]:
+            text += f"(?!/)[{match['not']}{_RANGE.sub(_escape_range, match['set'])}]"
+        else:
+            text += re.escape(match["plain"] or match["other"])
+    try:
+        return re.compile(text)
+    except re.error as error:  # a range that goes backwards
+        msg = f"not a pattern: {pattern!r}: {error}"
+        raise ValueError(msg) from None
+
+
 def new_reference(text: str) -> str:
     """Return the whole reference that is to be given to an image.
 
     Raises:
-        InvalidReference: the text is no reference.
+        InvalidReference: the text is no reference, or can be taken for an id.
         ValueError: it has a digest, which is what an image is and not what it is called.
 
     >>> new_reference("debian:12")
     'docker.io/library/debian:12'
     """
     reference = parse_reference(text)
+    if _CONTAINER_ID.fullmatch(text):
+        msg = f"not a name for an image: {text!r}; 64 hexadecimal digits are an id"
+        raise InvalidReference(msg)
     if reference.digest is not None:
         msg = f"a name given to an image has a tag, not a digest: {text!r}"
         raise ValueError(msg)

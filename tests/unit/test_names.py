@@ -14,7 +14,9 @@ from pycontainer.names import (
     is_container_id,
     is_digest,
     is_id_prefix,
+    matches,
     new_container_id,
+    new_reference,
     parse_reference,
 )
 
@@ -168,3 +170,59 @@ def test_container_names(name: str) -> None:
 def test_what_is_no_container_name(name: str) -> None:
     with pytest.raises(InvalidReference, match="not a container name"):
         check_container_name(name)
+
+
+# ── patterns ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "found"),
+    [
+        ("debian", "debian:12", True),
+        ("debian:12", "debian:12", True),
+        ("debian:1?", "debian:12", True),
+        ("deb*", "debian:12", True),
+        ("deb*:*", "debian:12", True),
+        ("*", "team/app:1", False),
+        ("*/*", "team/app:1", True),
+        ("*/app", "localhost:5000/app:1", True),
+        ("*/app", "localhost:5000/team/app:1", False),
+        ("[a-d]ebian", "debian:12", True),
+        ("[^a-c]ebian", "debian:12", True),
+        ("[^a-d]ebian", "debian:12", False),
+        ("debia\\n", "debian:12", True),
+        ("library/debian", "debian:12", False),
+        ("docker.io/library/deb*", "debian:12", True),
+        ("debian.12", "debian:12", False),
+        ("", "debian:12", False),
+    ],
+)
+def test_patterns(pattern: str, name: str, found: bool) -> None:
+    assert matches(pattern, parse_reference(name)) is found
+
+
+@pytest.mark.parametrize("pattern", ["[", "[]", "a[b", "\\", "[z-a]", "[\\"])
+def test_what_is_no_pattern(pattern: str) -> None:
+    with pytest.raises(ValueError, match="not a pattern"):
+        matches(pattern, parse_reference("debian:12"))
+
+
+@given(st.text(alphabet="ab*?[]^-\\&|~![/:.", max_size=12), references())
+def test_any_pattern_fits_or_not_or_is_none(pattern: str, reference: Reference) -> None:
+    try:
+        matches(pattern, reference)
+    except ValueError:
+        return
+
+
+@given(references())
+def test_a_name_fits_itself(reference: Reference) -> None:
+    assert matches(reference.familiar, reference)
+    assert matches(str(reference), reference)
+
+
+def test_what_can_be_taken_for_an_id_is_no_new_name() -> None:
+    with pytest.raises(InvalidReference, match="64 hexadecimal digits"):
+        new_reference("a" * 64)
+    with pytest.raises(ValueError, match="not a digest"):
+        new_reference(f"debian@{SHA}")

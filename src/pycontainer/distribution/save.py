@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pycontainer.distribution.sinks import Sink
     from pycontainer.store import ImageRow, Store
 
-__all__ = ["ArchiveFormat", "Packing", "save_archive", "save_directory"]
+__all__ = ["ArchiveFormat", "Packing", "kept_indexes", "save_archive", "save_directory"]
 
 ArchiveFormat = Literal["docker-archive", "oci-archive", "oci-dir"]
 
@@ -181,7 +181,7 @@ def _entries(store: Store, row: ImageRow, references: Sequence[str]) -> list[Des
     config = parse_config(store.blobs.read(row.id, limit=MAX_CONFIG), f"the config of {row.id}")
     plain = Descriptor(media_type=row.media_type, digest=row.digest, size=row.manifest_size, platform=config.platform)
     further = store.db.blobs(row.id)
-    indexes = _indexes(store, further)
+    indexes = kept_indexes(store, further)
     inner = {entry.digest for index in indexes.values() for entry in index.manifests}
     first = min(indexes.keys() - inner, default=None)
     pulled = dict(reversed([digest.split("@") for digest in row.digests if digest.partition("@")[2] in indexes]))
@@ -200,7 +200,7 @@ def _entries(store: Store, row: ImageRow, references: Sequence[str]) -> list[Des
     return entries
 
 
-def _indexes(store: Store, digests: Sequence[str]) -> dict[str, Index]:
+def kept_indexes(store: Store, digests: Sequence[str]) -> dict[str, Index]:
     """Return which of the blobs that are kept for an image are indexes."""
     found: dict[str, Index] = {}
     for digest in digests:

@@ -98,6 +98,16 @@ class Database(Connections):
         rows = self.query(sql, (diff_id, digest or ""))
         return attrs.evolve(LayerRow(*rows[0]), snapshot=diff_id) if rows else None
 
+    def shared_size(self, identity: str) -> int:
+        """Return how many bytes of an image's layers, unpacked, other images have too."""
+        sql = (
+            "SELECT coalesce(sum(size), 0) FROM (SELECT diff_id, max(size) AS size FROM image_layers AS own "
+            "WHERE image_id = ?1 AND EXISTS "
+            "(SELECT 1 FROM image_layers AS other WHERE other.diff_id = own.diff_id AND other.image_id != ?1) "
+            "GROUP BY diff_id)"
+        )
+        return int(self.query(sql, (identity,))[0][0])
+
     def content(self) -> Content:
         """Return what all images need."""
         blobs = self.query(

@@ -9,6 +9,8 @@ b'hello\n'
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pycontainer.container import Container, ContainerState
+    from pycontainer.containers import Containers, PrunedContainers
     from pycontainer.distribution.catalog import SearchResult
     from pycontainer.distribution.hosts import Registries
     from pycontainer.distribution.layer import LayerLimits
@@ -36,15 +38,31 @@ if TYPE_CHECKING:
     from pycontainer.image import HistoryEntry, Image, ImageDetails, RemovedImages
     from pycontainer.images import Images
     from pycontainer.launch import Namespace
-    from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Propagation, Result, Rlimit, Size, Usage
+    from pycontainer.model import (
+        Change,
+        Device,
+        IdMap,
+        ImageConfig,
+        Limits,
+        Mount,
+        Propagation,
+        Result,
+        Rlimit,
+        Size,
+        Usage,
+    )
     from pycontainer.progress import Progress
     from pycontainer.running import Running
     from pycontainer.streams import Input, Output
 
 __all__ = [
     "AlreadyExists",
+    "Change",
     "CommandNotFound",
     "Conflict",
+    "Container",
+    "ContainerState",
+    "Containers",
     "Device",
     "DigestMismatch",
     "Engine",
@@ -70,6 +88,7 @@ __all__ = [
     "Output",
     "Progress",
     "Propagation",
+    "PrunedContainers",
     "Registries",
     "RegistryError",
     "RemovedImages",
@@ -88,6 +107,9 @@ __all__ = [
 
 # Where each name is; errors where none is told. What a program uses is loaded when it first asks for it.
 _HOMES = {
+    "Container": "container",
+    "ContainerState": "container",
+    "Containers": "containers",
     "Engine": "engine",
     **dict.fromkeys(("HistoryEntry", "Image", "ImageDetails", "RemovedImages"), "image"),
     "Images": "images",
@@ -96,11 +118,24 @@ _HOMES = {
     "Namespace": "launch",
     "Output": "streams",
     "Progress": "progress",
+    "PrunedContainers": "containers",
     "Registries": "distribution.hosts",
     "Running": "running",
     "SearchResult": "distribution.catalog",
     **dict.fromkeys(
-        ("Device", "IdMap", "ImageConfig", "Limits", "Mount", "Propagation", "Result", "Rlimit", "Size", "Usage"),
+        (
+            "Change",
+            "Device",
+            "IdMap",
+            "ImageConfig",
+            "Limits",
+            "Mount",
+            "Propagation",
+            "Result",
+            "Rlimit",
+            "Size",
+            "Usage",
+        ),
         "model",
     ),
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from pycontainer.containers import Containers
     from pycontainer.distribution.hosts import Registries
     from pycontainer.launch import Namespace
     from pycontainer.running import Running
@@ -61,6 +62,7 @@ class Engine:
         self.root = Path(root) if root is not None else default_root()
         self.root = self.root.absolute()
         # What a run needs is loaded when there is an engine: a program that imports us may never run anything.
+        from pycontainer.kept import has_leftovers
         from pycontainer.runner import Runner
 
         with contextlib.ExitStack() as opened:
@@ -68,9 +70,12 @@ class Engine:
             opened.callback(self._store.close)
             self._runner = Runner(self._store, self.root)
             opened.callback(self._runner.close)
+            self.images = Images(self._store, registries)
+            self._containers: Containers | None = None
+            if has_leftovers(self._store):
+                self.containers.recover()
             self._opened = opened.pop_all()
         self._closed = False
-        self.images = Images(self._store, registries)
 
     def close(self) -> None:
         """Kill what still runs, remove what it left, close the store. Safe to call again."""
@@ -95,6 +100,15 @@ class Engine:
 
     def __repr__(self) -> str:
         return f"Engine({str(self.root)!r})"
+
+    @property
+    def containers(self) -> Containers:
+        """The containers that are kept; those of :meth:`run` are not."""
+        if self._containers is None:
+            from pycontainer.containers import Containers  # few programs that run something need it
+
+            self._containers = Containers(self._store, self._runner, self.images)
+        return self._containers
 
     # ── run ──
 

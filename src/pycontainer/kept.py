@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pycontainer.model import IdMap
+    from pycontainer.store import Store
 
-__all__ = ["Kept", "inverse_map", "remove_directory"]
+__all__ = ["Kept", "has_leftovers", "inverse_map", "remove_directory"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SHOWN = mounts.RDONLY | mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
@@ -52,6 +53,11 @@ class Kept:
     def upper(self) -> Path:
         """The writable layer."""
         return self.directory / "upper"
+
+    @property
+    def frozen(self) -> Path:
+        """The file that is there while its processes are stopped."""
+        return self.directory / "frozen"
 
     def volume(self, number: int) -> Path:
         """Return the directory of a volume."""
@@ -145,3 +151,13 @@ def remove_directory(parent: Path, name: str) -> None:
             raise StoreError(msg)
     finally:
         os.close(fd)
+
+
+def has_leftovers(store: Store) -> bool:
+    """Tell whether killed programs may have left something of containers; cheap, as each open asks."""
+    try:
+        there = set(os.listdir(store.root / "containers"))  # noqa: PTH208 - only names are wanted
+    except FileNotFoundError:
+        return False
+    states = {row.id: row.state for row in store.db.containers()} if there else {}
+    return "running" in states.values() or bool(there - states.keys())

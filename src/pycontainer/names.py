@@ -28,6 +28,7 @@ __all__ = [
     "new_container_id",
     "new_reference",
     "parse_reference",
+    "random_name",
 ]
 
 DEFAULT_REGISTRY = "docker.io"
@@ -311,3 +312,30 @@ def check_container_name(text: str) -> str:
         )
         raise InvalidReference(msg)
     return text
+
+
+_MANNERS = (
+    "agile amber ample azure bold brave breezy bright brisk calm candid cheery civil clever cosy crisp curious "
+    "daring deft eager early easy fair fancy fleet fond frank fresh gentle giddy glad golden grand happy hardy "
+    "hasty honest humble jolly keen kind lively loyal lucky mellow merry mild misty modest neat nimble noble "
+    "patient placid plucky polite proud quick quiet rapid ready rosy rustic serene sharp shiny silent silver "
+    "sleek smooth snowy sober solid spry steady still stout subtle sunny swift tidy tranquil trusty upbeat vivid "
+    "warm wary wise witty zesty"
+)
+_BIRDS = (
+    "albatross auk avocet bittern blackbird bunting bustard buzzard chaffinch chough condor coot cormorant crane "
+    "crossbill crow curlew dipper dotterel dove dunlin dunnock eagle egret eider falcon fieldfare finch flamingo "
+    "gannet godwit goldcrest goose goshawk grebe greenfinch grouse guillemot gull harrier hawk heron hobby hoopoe "
+    "ibis jackdaw jay kestrel kingfisher kite kittiwake knot lapwing lark linnet magpie martin merlin moorhen "
+    "nightjar nuthatch oriole osprey ouzel owl partridge pelican petrel pheasant pigeon pintail pipit plover "
+    "pochard ptarmigan puffin quail rail raven redpoll redshank redstart robin rook ruff sanderling shearwater "
+    "shrike siskin skua snipe sparrow spoonbill starling stilt stint stonechat stork swallow swan swift teal tern "
+    "thrush turnstone wagtail warbler waxwing wheatear whimbrel whinchat wigeon woodcock woodpecker wren wryneck"
+)
+
+
+def random_name() -> str:
+    """Return a name for a container that nobody named: a manner and a bird."""
+    manners, birds = _MANNERS.split(), _BIRDS.split()
+    number = int.from_bytes(os.urandom(4), "little")
+    return f"{manners[number % len(manners)]}_{birds[number // len(manners) % len(birds)]}"

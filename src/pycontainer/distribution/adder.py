@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Literal, NoReturn, cast
 import attrs
 
 from pycontainer.distribution import parents
-from pycontainer.distribution.codec import GzipBlob, detect, plain_chunks
+from pycontainer.distribution.codec import PackedBlob, detect, plain_chunks
 from pycontainer.distribution.lanes import Abandoned, Lane, feed
 from pycontainer.distribution.layer import AppliedLayer, LayerLimits, apply, verify
 from pycontainer.distribution.sources import BlobSource, kept_file
@@ -102,9 +102,10 @@ class Adder:
         row = self._store.db.layer(layer.diff_id, layer.digest)
         if row is None or row.diff_id not in self._store.snapshots or row.digest not in self._store.blobs:
             return None
-        return self._describe(row, layer.media_type)
+        return self.describe(row, layer.media_type)
 
-    def _describe(self, row: LayerRow, media_type: str | None = None) -> AddedLayer:
+    def describe(self, row: LayerRow, media_type: str | None = None) -> AddedLayer:
+        """Return a layer that is here with what a manifest says of its blob."""
         with self._store.blobs.open(row.digest) as file:
             kind = detect(file.fileno())
             size = os.fstat(file.fileno()).st_size
@@ -160,13 +161,13 @@ class Adder:
                 raise
         counted.check_end()
         self._store.blobs.publish(blob, row.digest)
-        return self._describe(row)
+        return self.describe(row)
 
     def _blob_path(self, name: str) -> Path:
         return self._workspace / ("blob-" + name.replace(":", "-"))
 
     def add_stream(
-        self, produce: Produce, compression: Literal["none", "gzip"] = "none", *, name: str = "new"
+        self, produce: Produce, compression: Literal["none", "gzip", "zstd"] = "none", *, name: str = "new"
     ) -> AddedLayer:
         """Bring in a layer of which nothing is known yet.
 
@@ -188,10 +189,10 @@ class Adder:
 
         produce(count)
 
-    def _add_stream(self, produce: Produce, compression: Literal["none", "gzip"]) -> AddedLayer:
+    def _add_stream(self, produce: Produce, compression: Literal["none", "gzip", "zstd"]) -> AddedLayer:
         blob = self._blob_path("new")
-        if compression == "gzip":
-            packing = Lane(functools.partial(_compress, blob))
+        if compression != "none":
+            packing = Lane(functools.partial(_compress, blob, compression))
             unpacking = Lane(lambda stream: self._unpack(cast("ByteStream", stream), None))
             feed(produce, packing, unpacking)
             row = attrs.evolve(unpacking.result(), digest=packing.result())
@@ -202,7 +203,7 @@ class Adder:
                 feed(produce, unpacking)
                 row = unpacking.result()
         self._store.blobs.publish(blob, row.digest)
-        return self._describe(row)
+        return self.describe(row)
 
     def add_file(self, path: Path) -> AddedLayer:
         """Bring in a tar file, of which nothing is known yet, as a layer."""
@@ -394,9 +395,9 @@ def _write_plain(path: Path, write: Write) -> None:
         write(chunk)
 
 
-def _compress(blob: Path, stream: IO[bytes]) -> str:
-    """Write a stream to a gzip blob; return its digest."""
-    with GzipBlob(blob) as file:
+def _compress(blob: Path, compression: Literal["gzip", "zstd"], stream: IO[bytes]) -> str:
+    """Write a stream to a compressed blob; return its digest."""
+    with PackedBlob(blob, compression) as file:
         while chunk := stream.read(_CHUNK):
             file.write(chunk)
         return file.finish()

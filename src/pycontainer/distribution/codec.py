@@ -1,4 +1,4 @@
-"""Compressed streams: what a file is compressed with, reading it plain, and writing a gzip blob."""
+"""Compressed streams: what a file is compressed with, reading it plain, and writing a compressed blob."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import lzma
 import os
 import zlib
 from contextlib import ExitStack
-from typing import IO, TYPE_CHECKING, NoReturn, Self, cast
+from typing import IO, TYPE_CHECKING, Literal, NoReturn, Protocol, Self, cast
 
 import zstandard
 from isal import igzip, isal_zlib
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["GzipBlob", "detect", "plain_chunks"]
+__all__ = ["PackedBlob", "detect", "plain_chunks"]
 
 _CHUNK = 1 << 20
 _GZIP_WINDOW = 31  # 15 bits and a gzip header, see zlib's deflateInit2
 _LEVEL = 2
+_ZSTD_LEVEL = 1
 _MAX_RATIO = 1000
 _SLACK = 64 << 20  # bytes that are fine at any ratio
 _MAGIC = {
@@ -104,23 +105,34 @@ def _reader(file: IO[bytes], kind: str) -> IO[bytes]:
     return file
 
 
-class GzipBlob:
-    """A gzip file being written, and its digest.
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
+
+
+class PackedBlob:
+    """A compressed file being written, and its digest.
 
     The same input in the same pieces gives the same file: the header has no name and no time.
 
     Args:
         path: the file to make.
+        kind: how.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: Literal["gzip", "zstd"]) -> None:
         self._file = path.open("xb", buffering=0)
-        self._deflate = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW)
+        self._compressor: _Compressor = (
+            isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP_WINDOW)
+            if kind == "gzip"
+            else zstandard.ZstdCompressor(_ZSTD_LEVEL, write_checksum=True).compressobj()
+        )
         self._packed = hashlib.sha256()
 
     def write(self, data: bytes) -> None:
         """Take the next bytes."""
-        self._put(self._deflate.compress(data))
+        self._put(self._compressor.compress(data))
 
     def _put(self, data: bytes) -> None:
         self._packed.update(data)
@@ -130,7 +142,7 @@ class GzipBlob:
 
     def finish(self) -> str:
         """End the file and return its digest."""
-        self._put(self._deflate.flush())
+        self._put(self._compressor.flush())
         self.close()
         return "sha256:" + self._packed.hexdigest()
 

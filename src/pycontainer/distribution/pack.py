@@ -78,17 +78,18 @@ def pack(directory: str | Path, write: Write, *, skip: tuple[int, int] | None = 
         os.close(fd)
 
 
-def pack_root(root: int, write: Write) -> Packed:
+def pack_root(root: int, write: Write, *, layer: bool = False) -> Packed:
     """Write a whole root file system as a plain tar stream.
 
     Args:
         root: its root directory, open.
         write: takes the bytes.
+        layer: it is to be the only layer of an image, so that names that layers reserve are refused.
 
     Raises:
         ImageError: it cannot be read, or changed meanwhile.
     """
-    return _pack(root, write, "export the root", 0)
+    return _pack(root, write, "export the root", lib.PYC_CHANGES_RESERVED if layer else 0)
 
 
 def pack_upper(upper: int, write: Write, *, base: int, merged: int = -1) -> Packed:

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 import attrs
 
-from pycontainer.distribution.codec import GzipBlob
+from pycontainer.distribution.codec import PackedBlob
 from pycontainer.distribution.meter import Meter
 from pycontainer.distribution.remote import Client
 from pycontainer.errors import ImageError, NotFound, StoreError
@@ -236,7 +236,7 @@ class _Push:
             meter.change(diff_id, "exists", known.size)
             return known
         path = self._workspace / ("gzip-" + blob.digest.replace(":", "-"))
-        with self._open(blob.digest, 0) as plain, GzipBlob(path) as packed:
+        with self._open(blob.digest, 0) as plain, PackedBlob(path, "gzip") as packed:
             while chunk := plain.read(_CHUNK):
                 packed.write(chunk)
             digest = packed.finish()

@@ -43,11 +43,13 @@ __all__ = [
     "Index",
     "Manifest",
     "Platform",
+    "config_json",
     "parse_config",
     "parse_index",
     "parse_json",
     "parse_manifest",
     "parse_manifest_or_index",
+    "time_text",
 ]
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -189,10 +191,10 @@ class ImageDocument(Record):
         """Return the document, always the same bytes for the same value."""
         value: dict[str, Any] = self.platform.to_json()
         if self.created is not None:
-            value["created"] = _time_text(self.created)
+            value["created"] = time_text(self.created)
         if self.author:
             value["author"] = self.author
-        value["config"] = _config_json(self.config)
+        value["config"] = config_json(self.config)
         value["rootfs"] = {"type": "layers", "diff_ids": list(self.diff_ids)}
         if self.history:
             value["history"] = [_history_json(item) for item in self.history]
@@ -206,7 +208,7 @@ def _to_bytes(value: object) -> bytes:
 def _history_json(item: History) -> dict[str, Any]:
     value: dict[str, Any] = {}
     if item.created is not None:
-        value["created"] = _time_text(item.created)
+        value["created"] = time_text(item.created)
     if item.created_by:
         value["created_by"] = item.created_by
     if item.comment:
@@ -216,7 +218,8 @@ def _history_json(item: History) -> dict[str, Any]:
     return value
 
 
-def _config_json(config: ImageConfig) -> dict[str, Any]:
+def config_json(config: ImageConfig) -> dict[str, Any]:
+    """Return the ``config`` object of a document."""
     value: dict[str, Any] = {}
     if config.user:
         value["User"] = config.user
@@ -466,7 +469,8 @@ def _time(text: str, what: str) -> dt.datetime | None:
         raise ImageError(msg) from None
 
 
-def _time_text(time: dt.datetime) -> str:
+def time_text(time: dt.datetime) -> str:
+    """Return a time as documents have it, see RFC 3339."""
     import datetime as dt
 
     return time.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")

@@ -30,7 +30,7 @@ from pycontainer.errors import Conflict, NotFound, StoreError
 from pycontainer.oci.image import REF_NAME, Descriptor, Index
 from pycontainer.store.blobs import Blobs
 from pycontainer.store.db import Database
-from pycontainer.store.locks import CONTENT, INDEX, OPEN, FileLocks, key
+from pycontainer.store.locks import CONTENT, INDEX, OPEN, FileLocks, Held, key
 from pycontainer.store.rows import ContainerRow, Content, ImageRow, LayerRow
 from pycontainer.store.snapshots import Snapshots, remove_tree
 
@@ -172,6 +172,27 @@ class Store:
             if self.snapshots.hides_all(layer.snapshot):
                 break
         return tuple(found)
+
+    # ── containers in use ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def take_container(self, part: str, identity: str, *, shared: bool = False, wait: bool = True) -> Held | None:
+        """Take a lock on a container, held until :meth:`give_back` or until this process ends.
+
+        Args:
+            part: what of it: ``"life"`` to run, commit or remove it, ``"files"`` to read them, shared, or to remove
+                them, ``"pause"`` to have it frozen.
+            identity: its id.
+            shared: together with other sharers.
+            wait: until it is free.
+
+        Returns:
+            The lock, or ``None`` when it is not free.
+        """
+        return self._locks.take(key(f"container {part}", identity), shared=shared, wait=wait)
+
+    def give_back(self, held: Held) -> None:
+        """Let go of what :meth:`take_container` gave."""
+        self._locks.release(held)
 
     # ── changes ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -165,7 +165,9 @@ class Served:
 
 
 @contextmanager
-def serve(respond: Callable[[Served], object], tls: Certificate | None = None) -> Iterator[str]:
+def serve(
+    respond: Callable[[Served], object], tls: Certificate | None = None, address: str = "127.0.0.1"
+) -> Iterator[str]:
     """Run an HTTP server on the loopback for a block; give its ``host:port``."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -180,16 +182,18 @@ def serve(respond: Callable[[Served], object], tls: Certificate | None = None) -
             with contextlib.suppress(ConnectionError):
                 respond(Served(self.command, self.path, headers, body, self))
 
-        do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _respond  # noqa: N815 - names of the base class
+        do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_CONNECT = _respond  # noqa: N815 - names of the base class
 
         def log_message(self, *_arguments: object) -> None:
             pass
 
     class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
         def handle_error(self, *_arguments: object) -> None:
             pass  # clients go away: that is what is tested
 
-    with Server(("127.0.0.1", 0), Handler) as server:
+    with Server((address, 0), Handler) as server:
         if tls is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(tls.cert, tls.key)
@@ -197,7 +201,7 @@ def serve(respond: Callable[[Served], object], tls: Certificate | None = None) -
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"127.0.0.1:{server.server_address[1]}"
+            yield f"{f'[{address}]' if ':' in address else address}:{server.server_address[1]}"
         finally:
             server.shutdown()
             thread.join()

@@ -142,6 +142,7 @@ class RegistryError(ImageError):
         registry_code: the registry's own word for it, as the distribution specification lists them: ``"DENIED"``.
         hint: what to do about it, or ``""``.
         temporary: the same may succeed later.
+        retry_after: seconds until then, where the registry told.
     """
 
     code = "registry"
@@ -156,6 +157,7 @@ class RegistryError(ImageError):
         registry_code: str = "",
         hint: str = "",
         temporary: bool = False,
+        retry_after: float = 0.0,
     ) -> None:
         super().__init__(action, host, reason)
         self.action = action
@@ -165,6 +167,7 @@ class RegistryError(ImageError):
         self.registry_code = registry_code
         self.hint = hint
         self.temporary = temporary
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         text = f"{self.action}: {self.host}: {self.reason}"

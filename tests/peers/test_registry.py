@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +178,30 @@ def test_a_refused_upload_is_cancelled(tmp_path: Path) -> None:
             with pytest.raises(RegistryError, match="DIGEST_INVALID"):
                 place.upload(digest_of(b"other"), len(BLOB), lambda offset: io.BytesIO(BLOB[offset:]))
         assert proxy.asked("DELETE", "/blobs/uploads/") == 1
+
+
+def test_logins_are_shared_with_skopeo(tmp_path: Path) -> None:
+    if shutil.which("skopeo") is None:
+        pytest.skip("skopeo is not installed")
+
+    def skopeo(verb: str, *words: str) -> None:
+        command = ["skopeo", verb, "--tls-verify=false", "--authfile", str(tmp_path / "auth.json"), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    with Registry.basic(tmp_path / "registry") as registry:
+        ours = Registries(auth_file=tmp_path / "auth.json")
+        skopeo("login", "-u", USER, "-p", PASSWORD, registry.host)
+        with Client(ours) as client:
+            catalog.ping(client, registry.host)
+        assert ours.logout(registry.host)
+        with Client(ours) as client, pytest.raises(Unauthorized):
+            catalog.ping(client, registry.host)
+        assert ours.login(registry.host, USER, PASSWORD) == str(tmp_path / "auth.json")
+        skopeo("login", "--get-login", registry.host)
+        with Client(ours) as client:
+            place = client.origin(parse_reference(f"{registry.host}/a"), "pull", "push")
+            place.upload(digest_of(b"{}"), 2, lambda _offset: io.BytesIO(b"{}"))
+            manifest = Manifest(config=Descriptor(media_type=CONFIG, digest=digest_of(b"{}"), size=2), layers=())
+            place.put_manifest("1", manifest.to_bytes(), manifest.media_type)
+        skopeo("inspect", "--raw", f"docker://{registry.host}/a:1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import io
@@ -349,6 +350,44 @@ def test_a_403_says_what_to_do() -> None:
         pytest.raises(Unauthorized, match=r"403 DENIED: no .*pycontainer login"),
     ):
         place.manifest("1")
+
+
+def test_proxies_are_used_for_others_than_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Served] = []
+
+    def proxy(request: Served) -> None:
+        asked.append(request)
+        request.answer(403 if request.method == "CONNECT" else 200, DATA, Content_Type=MANIFEST)
+
+    with serve(proxy) as host, serve(lambda request: request.answer(200, b"{}")) as local:
+        plain = ["http://registry.test:5000", f"http://{local}"]
+        with Client(Registries(insecure=plain, proxy=f"me:p%40ss@{host}", auth_file="/nonexistent", **QUICK)) as client:
+            assert client.origin(parse_reference("registry.test:5000/a")).manifest("1").data == DATA
+            assert client.origin(parse_reference(f"{local}/a")).manifest("1").data == b"{}"
+            with pytest.raises(RegistryError, match=r"registry.test: .*403"):
+                client.origin(parse_reference("registry.test/a")).manifest("1")
+        assert asked[0].path == "http://registry.test:5000/v2/a/manifests/1"
+        assert asked[0].headers["proxy-authorization"] == "Basic " + base64.b64encode(b"me:p@ss").decode()
+        assert asked[-1].path == "registry.test:443"
+
+        asked.clear()
+        monkeypatch.setenv("http_proxy", f"http://{host}")
+        monkeypatch.setenv("no_proxy", "other.test")
+        with Client(Registries(insecure=plain, auth_file="/nonexistent", **QUICK)) as client:
+            assert client.origin(parse_reference("registry.test:5000/a")).manifest("1").data == DATA
+        assert len(asked) == 1
+        monkeypatch.setenv("no_proxy", "test")
+        with Client(Registries(insecure=plain, auth_file="/nonexistent", **QUICK)) as client:
+            with pytest.raises(RegistryError, match=r"registry.test:5000: "):  # there is no such host
+                client.origin(parse_reference("registry.test:5000/a")).manifest("1")
+        assert len(asked) == 1
+
+
+def test_addresses_of_version_6() -> None:
+    with serve(lambda request: request.answer(200, DATA, Content_Type=MANIFEST), address="::1") as host:
+        assert host.startswith("[::1]:")
+        with Client(Registries(auth_file="/nonexistent", **QUICK)) as client:
+            assert client.origin(parse_reference(f"{host}/a")).manifest("1").data == DATA
 
 
 # ── manifests ─────────────────────────────────────────────────────────────────────────────────────────────────────

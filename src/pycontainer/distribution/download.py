@@ -97,7 +97,7 @@ class RemoteBlob:
         self._failures += 1
         if not error.temporary or self._failures >= self._wire.registries.attempts:
             raise error
-        self._wire.wait(self._failures)
+        self._wire.wait(self._failures, error.retry_after)
         self._window = (0.0, self.offset)
 
     def _connect(self) -> Answer:

@@ -48,6 +48,7 @@ _MAX_PAGE = 8 << 20
 _MAX_NAMES = 1_000_000
 _PAGE = 1000  # names asked for at a time
 _PROBE_SECONDS = 3.0
+_MIRROR_ATTEMPTS = 2  # there is another place to ask
 # A string without its end matches too, and nothing is tried twice: linear for whatever is sent.
 _LINK = re.compile(
     r'\s*+<([^>]*+)>((?:\s*+;\s*+[\w*!#$&+.^`|~-]++\s*+(?:=\s*+(?:"(?:[^"\\]++|\\.)*+"|[^\s;,"]++))?+)*+)\s*+(?:,|$)'
@@ -256,6 +257,8 @@ class Remote:
         attempts: int | None = None,
         patience: float = 1.0,
     ) -> Answer:
+        if self.endpoint.mirror and attempts is None:
+            attempts = min(_MIRROR_ATTEMPTS, self.wire.registries.attempts)
         authorization = self._authorizer.header(scopes)
         for final in (False, True):
             whole = {**(headers or {})}

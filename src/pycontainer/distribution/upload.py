@@ -119,7 +119,7 @@ class _Upload:
                     self._send(session)
                 self._finish(session)
             except RegistryError as error:
-                if not error.temporary or not self._another_try():
+                if not error.temporary or not self._another_try(error):
                     self._cancel(session)
                     raise
                 # A connection that broke at the last request may have broken after it was heard.
@@ -133,11 +133,11 @@ class _Upload:
                 return "sent"
         return "mounted"
 
-    def _another_try(self) -> bool:
+    def _another_try(self, error: RegistryError) -> bool:
         self._failures += 1
         if self._failures >= self._remote.wire.registries.attempts:
             return False
-        self._remote.wire.wait(self._failures)
+        self._remote.wire.wait(self._failures, error.retry_after)
         return True
 
     def _start(self, mount_from: str | None) -> _Session | None:
@@ -178,7 +178,7 @@ class _Upload:
             try:
                 self._patch(session)
             except RegistryError as error:
-                if not error.temporary or not self._another_try():
+                if not error.temporary or not self._another_try(error):
                     raise
                 self._ask_offset(session)
             if session.offset - before >= _PROGRESS:

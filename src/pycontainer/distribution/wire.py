@@ -130,6 +130,20 @@ class Answer:
         except ImageError as error:
             raise RegistryError(self.action, self.host, str(error), status=self.status) from None
 
+    def retry_after(self) -> float:
+        """Return how long the server wants us to wait, in seconds; RFC 9110, section 10.2.3."""
+        text = self.header("Retry-After").strip()
+        if text.isdecimal() and len(text) < 10:  # noqa: PLR2004 - more is no time
+            return float(text)
+        if not text:
+            return 0.0
+        from email.utils import parsedate_to_datetime
+
+        try:
+            return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+        except (ValueError, OverflowError, TypeError):
+            return 0.0
+
     def refuse(self, hint: str = "") -> NoReturn:
         """Raise what a status means that is no success, with what the registry says about it."""
         codes, said = _complaint(self)
@@ -146,7 +160,8 @@ class Answer:
             status=self.status,
             registry_code=codes[0] if codes else "",
             hint=hint,
-            temporary=self.status in _TEMPORARY,
+            temporary=self.status in _TEMPORARY and self.retry_after() <= _MAX_PATIENCE,
+            retry_after=self.retry_after(),
         )
 
     def close(self) -> None:
@@ -206,9 +221,9 @@ def _raise_cut(action: str, host: str, error: Exception) -> NoReturn:
     else:
         words = (cause.strerror if isinstance(cause, OSError) else "") or str(cause) or type(cause).__name__
         reason = _UNPRINTABLE.sub(" ", words)[:_SAID]
-    raise RegistryError(
-        action, host, reason, hint=hint, temporary=not (certificate or alert or isinstance(error, NameResolutionError))
-    ) from error
+    # A name that is not known, and what is no URL at all, stay so.
+    lasting = certificate or alert or isinstance(error, NameResolutionError | ValueError)
+    raise RegistryError(action, host, reason, hint=hint, temporary=not lasting) from error
 
 
 # ── URLs ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -394,27 +409,13 @@ class Wire:
                 continue
             if last or answer.status not in _TEMPORARY:
                 return answer
-            delay = self.retry_after(answer)
+            delay = answer.retry_after()
             if delay > _MAX_PATIENCE:
                 with answer:
                     answer.refuse(f"it asks to come back in {delay:.0f} s")
             answer.close()
             self.wait(number, delay)
         raise AssertionError(attempts)  # the last attempt returns or raises
-
-    def retry_after(self, answer: Answer) -> float:
-        """Return how long a server wants us to wait, in seconds; RFC 9110, section 10.2.3."""
-        text = answer.header("Retry-After").strip()
-        if text.isdecimal() and len(text) < 10:  # noqa: PLR2004 - more is no time
-            return float(text)
-        if not text:
-            return 0.0
-        from email.utils import parsedate_to_datetime
-
-        try:
-            return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-        except (ValueError, OverflowError, TypeError):
-            return 0.0
 
     def wait(self, number: int, at_least: float = 0.0) -> None:
         """Wait after a failed attempt: longer each time, and not in step with others.

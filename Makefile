@@ -17,7 +17,7 @@ PYTHON_DIRS := $(wildcard src tests docs benchmarks examples scripts)
 WARNINGS := -std=gnu11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wconversion -Werror -fvisibility=hidden -fno-strict-aliasing -Icsrc
 CROSS := aarch64-linux-gnu-
 
-.PHONY: help demo test lint docs bench cross asan valgrind fuzz build clean
+.PHONY: help demo test lint docs bench bench-images cross asan valgrind fuzz build clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -77,6 +77,9 @@ docs: $(DONE)/extra-docs
 
 bench: $(DONE)/extra-bench $(DONE)/system-images $(DONE)/system-peers $(DONE)/system-bench
 	$(PY) -m benchmarks
+
+bench-images: $(DONE)/extra-bench $(DONE)/system-images $(DONE)/system-peers $(DONE)/system-bench
+	$(PY) -m benchmarks.images
 
 clean:
 	rm -rf build dist $(VENV) docs/_build src/*.egg-info src/pycontainer/bin src/pycontainer/_core*

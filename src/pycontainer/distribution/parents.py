@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pycontainer.errors import ImageError
+from pycontainer.store.snapshots import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,9 +81,17 @@ def complete(layer: Path, lowers: Sequence[Path]) -> None:
             break
     # Times last, the deepest first: what is done inside a directory changes its time.
     for name in reversed(marked(layer)):
-        below = _find(lowers, name)
+        below = _below(layer, lowers, name)
         if below is not None and stat.S_ISDIR(below.lstat().st_mode):
             _copy_status(below, layer / name)
+
+
+def _below(layer: Path, lowers: Sequence[Path], name: str) -> Path | None:
+    """Return what a path is in the layers below, ``None`` also when the layer itself hides it."""
+    parts = name.split("/")
+    if any(_is_opaque(layer.joinpath(*parts[:count])) for count in range(1, len(parts))):
+        return None
+    return _find(lowers, name)
 
 
 def _find(lowers: Sequence[Path], name: str) -> Path | None:
@@ -119,9 +128,9 @@ def _is_opaque(path: Path) -> bool:
 def _follow(layer: Path, lowers: Sequence[Path], name: str) -> bool:
     """Move what a layer has in a directory to where a link below points; return whether there is such a link."""
     source = layer / name
-    below = _find(lowers, name) if source.is_dir() and not source.is_symlink() else None
-    if below is None or not below.is_symlink():
-        return False
+    below = _below(layer, lowers, name) if _is_directory(source) else None
+    if below is None or not below.is_symlink() or _is_opaque(source):
+        return False  # nothing there, or the layer deleted it before
     target = _resolve(name, str(below.readlink()))
     if target == name or target.startswith(name + "/"):
         msg = f"the layer puts files into {name}, which is a link to itself"
@@ -135,7 +144,9 @@ def _follow(layer: Path, lowers: Sequence[Path], name: str) -> bool:
             place.mkdir(mode=0o755)
             place.chmod(0o755)
             os.utime(place, ns=(_MARK, _MARK))
-    _merge(source, place)
+    aside = layer.with_name(layer.name + "-moved")  # as what is in it may want its name
+    source.rename(aside)
+    _merge(aside, place)
     return True
 
 
@@ -151,16 +162,30 @@ def _resolve(name: str, link: str) -> str:
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Move all in a directory into another one, and remove it; the times of both stay."""
-    info = target.lstat()
-    for entry in list(source.iterdir()):
-        place = target / entry.name
-        if entry.is_dir() and not entry.is_symlink() and place.is_dir() and not place.is_symlink():
-            _merge(entry, place)
-        else:
+    """Move all in a directory into another one, and remove it; the times of directories that were there stay."""
+    merged = [(source, target)]
+    for here, there in merged:  # grows meanwhile
+        if there.lstat().st_mtime_ns == _MARK:
+            _copy_status(here, there)
+        info = there.lstat()
+        for entry in list(here.iterdir()):
+            place = there / entry.name
+            moves, stays = _is_directory(entry), _is_directory(place)
+            if moves and stays:
+                merged.append((entry, place))
+                continue
+            if stays:
+                remove_tree(place)
+            elif moves:
+                place.unlink(missing_ok=True)
             entry.rename(place)
-    source.rmdir()
-    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+        os.utime(there, ns=(info.st_atime_ns, info.st_mtime_ns))
+    for here, _ in reversed(merged):
+        here.rmdir()
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _copy_status(source: Path, target: Path) -> None:

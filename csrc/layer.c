@@ -296,7 +296,7 @@ static int hide_name(PycLayer *layer, const char *name, PycError *err) {
 
 static int hide_below(PycLayer *layer, PycError *err) {
     layer->stats.whiteouts++;
-    if (layer->base == layer->path)
+    if (is_same_inode(layer->parent, ".", layer->inside.root, ".")) /* also through a link */
         layer->stats.root_opaque = 1;
     return pyc_inside_mark_opaque(&layer->inside, layer->parent, ".", layer->path, err);
 }

@@ -20,7 +20,7 @@
 #include "util.h"
 
 enum {
-    READ = 1 << 15,               /* of a whole archive at a time: a few files and their headers */
+    READ = 1 << 14,               /* of a whole archive at a time: a few files and their headers */
     MAX_XATTRS_SIZE = 4 * 0xff00, /* what an inode of erofs can count, and some for a mark of ours */
     MAX_XATTR_VALUE = 0xffff,
     MAX_TARGET = PATH_MAX - 1,
@@ -370,7 +370,7 @@ static int make_inode(PycErofs *e, PycError *err) {
     if (m->kind == PYC_TAR_DIRECTORY) {
         e->tree.inodes[inode].parent = e->parent;
         /* Deleted, then made anew in the same layer: a directory that shows nothing of the one below. */
-        e->tree.inodes[inode].opaque = before && pyc_tree_is_whiteout(&e->tree, before) ? PYC_TREE_ANEW : 0;
+        e->tree.inodes[inode].opaque = before && pyc_tree_is_whiteout(&e->tree, before);
     }
     put(e, name, inode);
     return fill_inode(e, inode, err);
@@ -417,7 +417,7 @@ static int hide_name(PycErofs *e, const char *hidden, PycError *err) {
     uint32_t before = e->tree.names[name].inode;
     /* A whiteout hides what lower layers have, not what this one brings: a file hides that anyway. */
     if (before) {
-        e->tree.inodes[before].opaque = S_ISDIR(e->tree.inodes[before].mode) ? PYC_TREE_ANEW : 0;
+        e->tree.inodes[before].opaque = S_ISDIR(e->tree.inodes[before].mode);
         return 0;
     }
     r = pyc_tree_add_inode(&e->tree, S_IFCHR, &inode, err);
@@ -428,9 +428,8 @@ static int hide_name(PycErofs *e, const char *hidden, PycError *err) {
 
 static int hide_below(PycErofs *e) {
     e->stats.whiteouts++;
-    if (!e->tree.inodes[e->parent].opaque)
-        e->tree.inodes[e->parent].opaque = PYC_TREE_OPAQUE;
-    if (e->base_name == e->path)
+    e->tree.inodes[e->parent].opaque = 1;
+    if (e->parent == e->tree.root) /* also through a link */
         e->stats.root_opaque = 1;
     return 0;
 }

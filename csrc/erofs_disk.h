@@ -19,8 +19,10 @@ enum {
 };
 static const uint32_t pyc_erofs_magic = 0xe0f5e1e2;
 
-enum { PYC_EROFS_HAS_CHECKSUM = 1, PYC_EROFS_HAS_MTIME = 2 }; /* features that an old kernel may ignore */
-enum { PYC_EROFS_HAS_CHUNKS = 4, PYC_EROFS_HAS_DEVICES = 8 }; /* and that it has to know */
+/* A feature that an old kernel may ignore. There is one more, a checksum of the super block: programs of erofs-utils crash
+ * over it when blocks are smaller than 1024 bytes, and mkfs.erofs leaves it out then. */
+enum { PYC_EROFS_HAS_MTIME = 2 };
+enum { PYC_EROFS_HAS_CHUNKS = 4, PYC_EROFS_HAS_DEVICES = 8 }; /* features that it has to know */
 
 typedef struct PycErofsSuper {
     uint32_t magic, checksum, compatible;

@@ -173,7 +173,7 @@ static int redirect_once(PycTree *tree, uint32_t base, int *ret_moved, PycError 
         for (uint32_t i = tree->inodes[pair.upper].value; r == 0 && i; i = tree->names[i].next) {
             const PycInode *upper = &tree->inodes[tree->names[i].inode];
             uint32_t below = S_ISDIR(upper->mode) ? tree->names[find_in(tree, pair.lower, i)].inode : 0;
-            if (S_ISLNK(tree->inodes[below].mode) && !upper->described && upper->opaque != PYC_TREE_ANEW)
+            if (S_ISLNK(tree->inodes[below].mode) && !upper->described && !upper->opaque)
                 r = redirect(tree, i, below, ret_moved, err);
             else if (is_directory(tree, below) && !upper->opaque)
                 r = push(&pairs, tree->names[i].inode, below, err);
@@ -202,7 +202,7 @@ static int merge_name(PycTree *tree, Pairs *pairs, uint32_t name, uint32_t lower
     uint32_t below = tree->names[place].inode, status = inode;
     int opaque = tree->inodes[inode].opaque;
     /* What a directory is that this layer does not describe is for those below to say. */
-    if (is_directory(tree, below) && !tree->inodes[inode].described && opaque != PYC_TREE_ANEW)
+    if (is_directory(tree, below) && !tree->inodes[inode].described)
         status = below;
     if (is_directory(tree, below) && !opaque)
         copy_status(tree, status, below);

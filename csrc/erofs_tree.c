@@ -200,7 +200,7 @@ static int make_directory(PycTree *tree, uint32_t name, uint32_t *ret_inode, con
         return r;
     PycInode *inode = &tree->inodes[*ret_inode];
     inode->parent = tree->names[name].directory;
-    inode->opaque = before ? PYC_TREE_ANEW : 0;
+    inode->opaque = before != 0;
     tree->names[name].inode = *ret_inode;
     tree->made++;
     return 0;
@@ -264,7 +264,7 @@ static int walk(PycTree *tree, const char *path, size_t size, int make, uint32_t
         if (!link)
             continue;
         if (++links > MAX_LINKS)
-            return pyc_fail(err, ELOOP, make ? "follow the parent" : "open the parent", copy);
+            return pyc_fail(err, ELOOP, "open the parent", copy);
         const char *target = tree->texts + tree->inodes[link].value;
         size_t length = strlen(target);
         *--at = '/';

@@ -24,15 +24,10 @@ typedef struct PycInode {
     uint16_t mode;
     uint16_t device;    /* which holds the content of a file, from 1; 0: the image itself */
     uint8_t described;  /* directory: by the archive itself, not only by names below it */
-    uint8_t opaque;     /* directory: hides all that lower layers have in it; PYC_TREE_... */
+    uint8_t opaque;     /* directory: hides all that lower layers have in it */
     uint8_t chunk_bits; /* file with a map: of the size of its chunks; 0: all in one piece */
     uint8_t inlined;    /* the end of its data is beside it */
 } PycInode;
-
-enum {
-    PYC_TREE_OPAQUE = 1, /* by a mark in it */
-    PYC_TREE_ANEW = 2,   /* as what was there is deleted, and it is a new one */
-};
 
 typedef struct PycName {
     uint32_t chain;     /* the next of the same bucket */

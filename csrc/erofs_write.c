@@ -78,7 +78,8 @@ static int sort_names(Writer *w, uint32_t directory, PycError *err) {
             return r;
         w->sorting[n++] = i;
     }
-    qsort_r(w->sorting, n, sizeof *w->sorting, compare_names, tree);
+    if (n > 1)
+        qsort_r(w->sorting, n, sizeof *w->sorting, compare_names, tree);
     uint32_t *link = &tree->inodes[directory].value;
     for (size_t i = 0; i < n; i++) {
         *link = w->sorting[i];
@@ -436,27 +437,15 @@ static int put_everything(Writer *w, PycError *err) {
 
 /* ---- the first block ---- */
 
-static uint32_t crc32c(const uint8_t *data, size_t size) {
-    uint32_t crc = UINT32_MAX;
-    for (size_t i = 0; i < size; i++) {
-        crc ^= data[i];
-        for (int bit = 0; bit < 8; bit++)
-            crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78u : 0);
-    }
-    return crc;
-}
-
 static int write_super(const Writer *w, const uint8_t uuid[16], PycError *err) {
     const PycErofsImage *image = w->image;
     size_t size = PYC_EROFS_DEVICES_AT + image->n_devices * sizeof(PycErofsSlot);
-    if (size < PYC_EROFS_SUPER_AT + PYC_EROFS_BLOCK)
-        size = PYC_EROFS_SUPER_AT + PYC_EROFS_BLOCK;
     PYC_AUTO_FREE uint8_t *head = calloc(1, size);
     if (!head)
         return pyc_fail(err, ENOMEM, "allocate the image", NULL);
     PycErofsSuper super = {
         .magic = pyc_erofs_magic,
-        .compatible = PYC_EROFS_HAS_CHECKSUM | PYC_EROFS_HAS_MTIME,
+        .compatible = PYC_EROFS_HAS_MTIME,
         .block_bits = PYC_EROFS_BLOCK_BITS,
         .root_nid = (uint16_t)w->tree->inodes[w->tree->root].nid,
         .inodes = w->n_order,
@@ -476,9 +465,6 @@ static int write_super(const Writer *w, const uint8_t uuid[16], PycError *err) {
         mapped += slot.blocks;
         memcpy(head + PYC_EROFS_DEVICES_AT + i * sizeof slot, &slot, sizeof slot);
     }
-    /* Of the rest of the block that the super block is in, with the first devices. */
-    memcpy(head + PYC_EROFS_SUPER_AT, &super, sizeof super);
-    super.checksum = crc32c(head + PYC_EROFS_SUPER_AT, PYC_EROFS_BLOCK);
     memcpy(head + PYC_EROFS_SUPER_AT, &super, sizeof super);
     return write_all(image->fd, head, size, 0, err);
 }

@@ -20,18 +20,20 @@ _PIECE = 1 << 20
 _ZEROS = bytes(_BLOCK)
 
 
-def describe(root: Path, *, whole_seconds: bool = True, root_too: bool = True) -> Description:
+def describe(root: Path, *, whole_seconds: bool = True, root_too: bool = True, ghosts: bool = True) -> Description:
     """Return type, mode, owner, time, attributes, content and link partners of everything below a directory.
 
     Args:
         root: the directory.
         whole_seconds: leave out what is below a second.
         root_too: describe the directory itself as well.
+        ghosts: fail over names that are listed and cannot be looked at; an overlay has such ones where a directory with
+            a whiteout is in one layer only.
     """
     top = os.fspath(root)
     found: Description = {}
     partners: dict[tuple[int, int], str] = {}
-    paths = sorted((name, path) for name, path in _walk(top))
+    paths = sorted((name, path) for name, path in _walk(top) if ghosts or os.path.lexists(path))
     for name, path in [(".", top), *paths] if root_too else paths:
         info = os.lstat(path)
         kind = stat.S_IFMT(info.st_mode)

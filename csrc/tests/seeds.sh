@@ -34,3 +34,5 @@ ln -s .. plain/up
 echo inside >plain/inside
 { printf '\000'; tar -b 1 -cf - -P --transform='s,plain/inside,plain/up/up/canary,' plain/up plain/inside; } >"$out/climbing"
 { printf '\000'; tar -b 1 -cf - -P --transform='s,^plain,../plain,' plain; } >"$out/dots"
+{ printf '\040'; tail -c +2 "$out/pax"; } >"$out/half-pax"
+{ printf '\140'; tail -c +2 "$out/pax"; tail -c +2 "$out/pax"; } >"$out/two"

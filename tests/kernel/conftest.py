@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.erofs import mounted
 from tests.kernel.attacks import jail as jails
 
 if TYPE_CHECKING:
@@ -31,3 +33,20 @@ def jail(tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path, attack_
         made = jails.build(engine, busybox_rootfs, attack_program, scratch)
         made.run("/bin/true")
         yield made
+
+
+@pytest.fixture(scope="session")
+def erofs_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a directory for indexes and tars: not every file system has files that erofs can be mounted from."""
+    from pycontainer.distribution import erofs
+
+    path = tmp_path_factory.mktemp("disk")
+    with tarfile.open(path / "empty.tar", "w"):
+        pass
+    erofs.index(path / "empty.tar", None, path / "empty.erofs")
+    try:
+        with mounted(path / "empty.erofs", [path / "empty.tar"], path / "empty"):
+            pass
+    except OSError as error:
+        pytest.skip(f"erofs cannot be mounted from a file in {path}: {error}; Linux 6.12 can, except from a tmpfs")
+    return path

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,25 +29,10 @@ def gnu_tar(*arguments: object) -> None:
     subprocess.run(["tar", *map(str, arguments)], check=True, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"})
 
 
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a directory for indexes and tars: erofs reads from files of a file system with a page cache of its own."""
-    path = tmp_path_factory.mktemp("disk")
-    with tarfile.open(path / "empty.tar", "w"):
-        pass
-    erofs.index(path / "empty.tar", None, path / "empty.erofs")
-    try:
-        with mounted(path / "empty.erofs", [path / "empty.tar"], path / "empty"):
-            pass
-    except OSError as error:
-        pytest.skip(f"erofs cannot be mounted from a file in {path}: {error}; Linux 6.12 can, except from a tmpfs")
-    return path
-
-
 @contextmanager
-def shown(disk: Path, archive: Path) -> Iterator[Path]:
+def shown(erofs_disk: Path, archive: Path) -> Iterator[Path]:
     """Index an archive and mount it."""
-    with tempfile.TemporaryDirectory(dir=disk) as name:
+    with tempfile.TemporaryDirectory(dir=erofs_disk) as name:
         base = Path(name)
         indexed = erofs.index(archive, base / "layer.tar", base / "layer.erofs")
         assert (base / "layer.tar").read_bytes() == archive.read_bytes()
@@ -69,17 +53,17 @@ def scratch(tree: list[Node]) -> Iterator[Path]:
 
 @COMMON
 @given(trees(), st.sampled_from(["0.0", "0.1", "1.0"]))
-def test_posix_archives_keep_everything(disk: Path, tree: list[Node], sparse: str) -> None:
+def test_posix_archives_keep_everything(erofs_disk: Path, tree: list[Node], sparse: str) -> None:
     with scratch(tree) as base:
         layer = base / "layer.tar"
         gnu_tar("-C", base / "tree", "--format=posix", "-S", f"--sparse-version={sparse}", *XATTRS, "-cf", layer, ".")
-        with shown(disk, layer) as where:
+        with shown(erofs_disk, layer) as where:
             assert describe(where, whole_seconds=False) == describe(base / "tree", whole_seconds=False)
 
 
 @COMMON
 @given(trees(), st.booleans())
-def test_archives_of_gnu_and_python_show_what_our_extractor_makes(disk: Path, tree: list[Node], gnu: bool) -> None:
+def test_archives_of_gnu_and_python_show_what_we_extract(erofs_disk: Path, tree: list[Node], gnu: bool) -> None:
     tree = [attrs.evolve(node, mtime_ns=node.mtime_ns // 10**9 * 10**9) for node in tree]
     with scratch(tree) as base:
         layer = base / "layer.tar"
@@ -89,22 +73,22 @@ def test_archives_of_gnu_and_python_show_what_our_extractor_makes(disk: Path, tr
             with tarfile.open(layer, "w", format=tarfile.PAX_FORMAT) as archive:
                 archive.add(base / "tree", ".")
         apply(layer, base / "ours")
-        with shown(disk, layer) as where:
+        with shown(erofs_disk, layer) as where:
             assert describe(where, whole_seconds=False) == describe(base / "ours", whole_seconds=False)
 
 
-def test_the_sample_with_capabilities(disk: Path, tmp_path: Path, busybox_rootfs: Path) -> None:
+def test_the_sample_with_capabilities(erofs_disk: Path, tmp_path: Path, busybox_rootfs: Path) -> None:
     (tmp_path / "tree").mkdir()
     write_sample(tmp_path / "tree", busybox_rootfs / "bin/busybox")
     gnu_tar("-C", tmp_path / "tree", "--format=posix", "-S", *XATTRS, "-cf", tmp_path / "layer.tar", ".")
-    with shown(disk, tmp_path / "layer.tar") as where:
+    with shown(erofs_disk, tmp_path / "layer.tar") as where:
         assert describe(where, whole_seconds=False) == describe(tmp_path / "tree", whole_seconds=False)
         said = subprocess.run(["getcap", where / "bin/server"], check=True, capture_output=True, text=True).stdout
         assert "cap_net_bind_service=ep" in said
         assert subprocess.run([where / "bin/sh", "-c", "exit 7"], check=False).returncode == 7
 
 
-def test_holes_stay_holes(disk: Path, tmp_path: Path) -> None:
+def test_holes_stay_holes(erofs_disk: Path, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     islands = (1 << 20, 1 << 30, (20 << 30) + 5)
     with (tmp_path / "tree/disk").open("wb") as file:
@@ -114,7 +98,7 @@ def test_holes_stay_holes(disk: Path, tmp_path: Path) -> None:
         file.truncate(1 << 40)
     for form in ("--format=gnu", "--sparse-version=0.0", "--sparse-version=0.1", "--sparse-version=1.0"):
         gnu_tar("-C", tmp_path / "tree", "-S", form, "-cf", tmp_path / "layer.tar", "disk")
-        with shown(disk, tmp_path / "layer.tar") as where, (where / "disk").open("rb") as file:
+        with shown(erofs_disk, tmp_path / "layer.tar") as where, (where / "disk").open("rb") as file:
             assert os.fstat(file.fileno()).st_size == 1 << 40
             assert (where.parent / "layer.erofs").stat().st_blocks * 512 < 2 << 20
             for offset in islands:
@@ -124,12 +108,12 @@ def test_holes_stay_holes(disk: Path, tmp_path: Path) -> None:
             assert file.read() == bytes(4096)
 
 
-def test_many_names_in_one_directory(disk: Path, tmp_path: Path) -> None:
+def test_many_names_in_one_directory(erofs_disk: Path, tmp_path: Path) -> None:
     names = [f"{number * 7919 % 30011:x}" + "-" * (number % 90) for number in range(30_000)]
     with tarfile.open(tmp_path / "layer.tar", "w", format=tarfile.GNU_FORMAT) as archive:
         for name in names:
             archive.addfile(tarfile.TarInfo(f"many/{name}"))
-    with shown(disk, tmp_path / "layer.tar") as where:
+    with shown(erofs_disk, tmp_path / "layer.tar") as where:
         assert sorted(path.name for path in (where / "many").iterdir()) == sorted(names)
         assert all(stat.S_ISREG((where / "many" / name).lstat().st_mode) for name in names[::37])
         assert not (where / "many/absent").exists()

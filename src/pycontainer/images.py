@@ -518,6 +518,7 @@ class Images:
         *names: str | Image,
         format: ArchiveFormat = "docker-archive",  # noqa: A002 - as everybody calls it
         compress: Packing | None = None,
+        progress: Callable[[Progress], object] | None = None,
     ) -> None:
         """Write images to an archive that docker, podman, skopeo, containerd and :meth:`load` read.
 
@@ -530,6 +531,7 @@ class Images:
             format: ``"docker-archive"``, which is an OCI layout in a tar as well; ``"oci-archive"``, that layout alone;
                 ``"oci-dir"``, a directory, which must be new or empty.
             compress: ``"gzip"`` or ``"zstd"``, the archive as a whole. Layers are as the store has them.
+            progress: is called with a :class:`Progress` at each step.
 
         Raises:
             NotFound: there is no such image.
@@ -553,12 +555,13 @@ class Images:
         found = self._lookup.named_all(names)
         place = Path(target) if isinstance(target, str | os.PathLike) else target
         if format != "oci-dir":
-            save_archive(self._store, found, place, docker=format == "docker-archive", packing=compress)
+            docker = format == "docker-archive"
+            save_archive(self._store, found, place, docker=docker, packing=compress, progress=progress)
             return
         if not isinstance(place, Path) or compress is not None:
             msg = "oci-dir is a directory: it takes a path, and is not compressed"
             raise ValueError(msg)
-        save_directory(self._store, found, place)
+        save_directory(self._store, found, place, progress=progress)
 
     def host(self) -> Image:
         """Return an image of the host's own programs, made without copying them: see :mod:`pycontainer.host`."""

@@ -25,6 +25,8 @@ from pycontainer.store import Store
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pycontainer.progress import Progress
+
 FORMATS = ("docker-archive", "oci-archive", "oci-dir")
 
 
@@ -261,3 +263,29 @@ def test_kill_9_leaves_no_file_and_a_directory_to_go_on_with(
         assert len(load_into(tmp_path / "other", target)) == 2
     images.save(target, "one", "two", format=form)
     assert len(load_into(tmp_path / "another", target)) == 2
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_progress(images: Images, tmp_path: Path, form: Any) -> None:
+    events: list[Progress] = []
+    images.save(tmp_path / "saved", "one", "two", format=form, progress=events.append)
+    layers = {event.name for event in events if event.state == "waiting"}
+    assert len(layers) == 2
+    for name in layers:
+        states = [event.state for event in events if event.name == name]
+        assert states == sorted(states, key=["waiting", "saving", "done"].index)
+        assert set(states) == {"waiting", "saving", "done"}
+    last = events[-1]
+    assert last.state == "image"
+    assert last.total_done == last.total == last.moved > 6 << 20
+    assert [event.total_done for event in events] == sorted(event.total_done for event in events)
+
+
+def test_what_progress_raises_ends_it(images: Images, tmp_path: Path) -> None:
+    def stop(event: Progress) -> None:
+        if event.state == "saving":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        images.save(tmp_path / "saved", "one", progress=stop)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "trees"]

@@ -7,6 +7,7 @@ owners and the order of the members are fixed: the same images give the same arc
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import attrs
 
 from pycontainer.distribution.layout import INDEX_OF
+from pycontainer.distribution.meter import Meter
 from pycontainer.distribution.sinks import DescriptorSink, PackedSink, Packing, StreamSink, replacing
 from pycontainer.errors import AlreadyExists, ImageError
 from pycontainer.names import parse_reference
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
+    from pycontainer.distribution.meter import Report
     from pycontainer.distribution.sinks import Sink
     from pycontainer.store import ImageRow, Store
 
@@ -53,7 +56,38 @@ class _Content:
 
     documents: dict[str, bytes]
     blobs: tuple[str, ...]
+    layers: frozenset[str]
     directories: tuple[str, ...]
+
+
+class _Copying:
+    """Copies blobs and tells of the layers among them."""
+
+    def __init__(self, store: Store, content: _Content, progress: Report | None) -> None:
+        self._store = store
+        self._layers = [digest for digest in content.blobs if digest in content.layers]
+        self._meter = Meter(progress)
+        for digest in self._layers:
+            self._meter.expect(digest, store.blobs.size(digest))
+
+    @contextmanager
+    def open(self, digest: str) -> Iterator[tuple[int, int]]:
+        """Give a blob, open, and its size."""
+        with self._store.blobs.open(digest) as blob:
+            yield blob.fileno(), os.fstat(blob.fileno()).st_size
+
+    def copy(self, digest: str, blob: int, size: int, sink: Sink) -> None:
+        """Copy a blob."""
+        if digest not in self._layers:
+            sink.copy(blob, size, lambda _count: None)
+            return
+        self._meter.change(digest, "saving")
+        sink.copy(blob, size, functools.partial(self._meter.advance, digest))
+        self._meter.change(digest, "done")
+
+    def end(self, identity: str) -> None:
+        """Tell that all is written."""
+        self._meter.end(identity, sum(map(self._store.blobs.size, self._layers)))
 
 
 def save_archive(
@@ -63,6 +97,7 @@ def save_archive(
     *,
     docker: bool = True,
     packing: Packing | None = None,
+    progress: Report | None = None,
 ) -> None:
     """Write images to a tar file.
 
@@ -72,6 +107,7 @@ def save_archive(
         target: a path, which is replaced when all is written; or a binary stream, which stays open.
         docker: also for those that know only the format of ``docker save``.
         packing: compress the whole.
+        progress: is told how it goes.
 
     Raises:
         StoreError: a blob is missing or shorter than it was.
@@ -89,11 +125,19 @@ def save_archive(
             sink = StreamSink(target)
         if packing is not None:
             sink = PackedSink(sink, packing)
-        _write_tar(store, content, sink)
+        copying = _Copying(store, content, progress)
+        _write_tar(content, copying, sink)
         sink.finish()
+        copying.end(images[-1][0].id)
 
 
-def save_directory(store: Store, images: Sequence[tuple[ImageRow, Sequence[str]]], target: Path) -> None:
+def save_directory(
+    store: Store,
+    images: Sequence[tuple[ImageRow, Sequence[str]]],
+    target: Path,
+    *,
+    progress: Report | None = None,
+) -> None:
     """Write images to a directory as an OCI image layout.
 
     Its ``index.json`` comes last: what a killed process leaves is no layout, and the next call goes on with it.
@@ -102,6 +146,7 @@ def save_directory(store: Store, images: Sequence[tuple[ImageRow, Sequence[str]]
         store: has them.
         images: each with the whole references that the layout gives it.
         target: a directory that is missing, empty or unfinished.
+        progress: is told how it goes.
 
     Raises:
         AlreadyExists: there is something else.
@@ -113,16 +158,18 @@ def save_directory(store: Store, images: Sequence[tuple[ImageRow, Sequence[str]]
         _make_directory(target, failed)
         for name in content.directories:
             _make_directory(target / name, failed)
+        copying = _Copying(store, content, progress)
         for digest in content.blobs:
             path = target / _blob_name(digest)
-            with store.blobs.open(digest) as blob, replacing(path) as fd:
+            with copying.open(digest) as (blob, size), replacing(path) as fd:
                 failed.callback(path.unlink, missing_ok=True)
-                DescriptorSink(fd).copy(blob.fileno(), os.fstat(blob.fileno()).st_size)
+                copying.copy(digest, blob, size, DescriptorSink(fd))
         for name, data in sorted(content.documents.items(), reverse=True):  # index.json after oci-layout
             with replacing(target / name) as fd:
                 failed.callback((target / name).unlink, missing_ok=True)
                 DescriptorSink(fd).write(data)
         failed.pop_all()
+    copying.end(images[-1][0].id)
 
 
 def _make_directory(path: Path, failed: ExitStack) -> None:
@@ -158,8 +205,10 @@ def _content(store: Store, images: Sequence[tuple[ImageRow, Sequence[str]]], *, 
     entries: list[Descriptor] = []
     items: list[dict[str, Any]] = []
     blobs: dict[str, None] = {}
+    all_layers: set[str] = set()
     for row, references in images:
         layers = [layer.digest for layer in store.db.layers(row.id)]
+        all_layers.update(layers)
         blobs |= dict.fromkeys((*store.db.blobs(row.id), row.digest, row.id, *layers))
         entries += _entries(store, row, references)
         items.append(
@@ -173,7 +222,7 @@ def _content(store: Store, images: Sequence[tuple[ImageRow, Sequence[str]]], *, 
     if docker:
         documents["manifest.json"] = json.dumps(items, separators=(",", ":")).encode()
     parents = sorted({f"blobs/{digest.partition(':')[0]}" for digest in blobs})
-    return _Content(documents, tuple(blobs), ("blobs", *parents))
+    return _Content(documents, tuple(blobs), frozenset(all_layers), ("blobs", *parents))
 
 
 def _entries(store: Store, row: ImageRow, references: Sequence[str]) -> list[Descriptor]:
@@ -230,17 +279,16 @@ def _blob_name(digest: str) -> str:
 # ── tar ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _write_tar(store: Store, content: _Content, sink: Sink) -> None:
+def _write_tar(content: _Content, copying: _Copying, sink: Sink) -> None:
     # Documents first: a reader of a stream knows what the blobs are when they come.
     for name, data in content.documents.items():
         sink.write(_header(name, len(data)) + data + _padding(len(data)))
     for name in content.directories:
         sink.write(_header(name, 0, directory=True))
     for digest in content.blobs:
-        with store.blobs.open(digest) as blob:
-            size = os.fstat(blob.fileno()).st_size
+        with copying.open(digest) as (blob, size):
             sink.write(_header(_blob_name(digest), size))
-            sink.copy(blob.fileno(), size)
+            copying.copy(digest, blob, size, sink)
             sink.write(_padding(size))
     sink.write(bytes(2 * _BLOCK))
 

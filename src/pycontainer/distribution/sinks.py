@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Protocol
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["DescriptorSink", "PackedSink", "Packing", "Sink", "StreamSink", "replacing"]
 
 Packing = Literal["gzip", "zstd"]
+Advance = Callable[[int], object]
 
 _PIECE = 1 << 20
-_COPY = 1 << 26  # bytes in one call, so that signals are seen
+_COPY = 1 << 24  # bytes in one call, so that signals are seen and progress is told
 _GZIP_WINDOW = 31  # 15 bits and a gzip header, see zlib's deflateInit2
 _GZIP_LEVEL = 2
 _ZSTD_LEVEL = 3
@@ -40,8 +42,13 @@ class Sink(Protocol):
     def write(self, data: bytes) -> None:
         """Take the next bytes, all of them."""
 
-    def copy(self, fd: int, size: int) -> None:
+    def copy(self, fd: int, size: int, advance: Advance) -> None:
         """Take so many bytes of a file, from its beginning.
+
+        Args:
+            fd: the file.
+            size: how many bytes.
+            advance: is told how many more were taken.
 
         Raises:
             StoreError: it has fewer.
@@ -72,7 +79,7 @@ class DescriptorSink:
         while view:
             view = view[os.write(self._fd, view) :]
 
-    def copy(self, fd: int, size: int) -> None:
+    def copy(self, fd: int, size: int, advance: Advance) -> None:
         """Take a file; see :class:`Sink`."""
         offset = 0
         while offset < size:
@@ -80,6 +87,7 @@ class DescriptorSink:
             if count == 0:
                 raise _ended(size - offset)
             offset += count
+            advance(count)
 
     def _copy_some(self, fd: int, offset: int, size: int) -> int:
         if self._ranges:
@@ -122,9 +130,9 @@ class StreamSink:
                 raise BlockingIOError(errno.EAGAIN, "the stream does not wait for its reader")
             view = view[count:]
 
-    def copy(self, fd: int, size: int) -> None:
+    def copy(self, fd: int, size: int, advance: Advance) -> None:
         """Take a file; see :class:`Sink`."""
-        _read_all(fd, size, self)
+        _read_all(fd, size, self, advance)
 
     def finish(self) -> None:
         """Flush the stream."""
@@ -156,9 +164,9 @@ class PackedSink:
         """Take the next bytes; see :class:`Sink`."""
         self._sink.write(self._packer.compress(data))
 
-    def copy(self, fd: int, size: int) -> None:
+    def copy(self, fd: int, size: int, advance: Advance) -> None:
         """Take a file; see :class:`Sink`."""
-        _read_all(fd, size, self)
+        _read_all(fd, size, self, advance)
 
     def finish(self) -> None:
         """End the compressed stream."""
@@ -166,7 +174,7 @@ class PackedSink:
         self._sink.finish()
 
 
-def _read_all(fd: int, size: int, sink: Sink) -> None:
+def _read_all(fd: int, size: int, sink: Sink, advance: Advance) -> None:
     offset = 0
     while offset < size:
         data = os.pread(fd, min(_PIECE, size - offset), offset)
@@ -174,6 +182,7 @@ def _read_all(fd: int, size: int, sink: Sink) -> None:
             raise _ended(size - offset)
         sink.write(data)
         offset += len(data)
+        advance(len(data))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+from pycontainer import Engine
 from pycontainer.distribution.save import ArchiveFormat
 from pycontainer.image import Image
 from pycontainer.images import Images
@@ -258,6 +259,53 @@ def test_through_buildah(pictures: Callable[[str], Picture], images: Images, bas
         store.release(image.id)
     del found["added"]
     assert differences(found, agreed(found, picture.model)) == {}
+
+
+# ── what containers of ours changed ───────────────────────────────────────────────────────────────────────────────
+
+CHANGES = r"""
+rm -r /opt/kept; mkdir /opt/kept; echo x >/opt/kept/new
+rm /usr/lib/one; echo more >>/files/fine; chmod 4711 /files/none; chown 5:3000000 /opt/gone/other
+ln /files/acl /links/acl; mknod /files/null c 1 3; mkfifo /files/fifo; ln -s loop /links/new
+dd if=/dev/zero of=/files/mostly-hole bs=1M seek=20 count=1 2>/dev/null; truncate -s 40M /files/mostly-hole
+mv '/files/a\b' /files/moved; mv /grouped /moved; rm '/opt/file becomes directory/y'
+rmdir '/opt/file becomes directory'
+echo x >'/opt/file becomes directory'; touch -d '1975-01-02 03:04:05' /files/epoch; touch "/files/$(printf 'caf\351 2')"
+rm -r /opt/new; mkdir -p /deep/er/and/er; echo x >/deep/er/and/er/file; chmod 700 /deep/er; rm /links/ping
+"""
+SHELL = (
+    'for name in rm mkdir chmod chown ln mknod mkfifo dd truncate mv rmdir touch; do alias $name="busybox $name"; done'
+)
+
+
+def test_what_we_commit_is_the_same_everywhere(pictures: Callable[[str], Picture], base: Path, docker: Docker) -> None:
+    need("umoci")
+    picture = pictures("odd")
+    with Engine(base / "engine") as engine:
+        engine.images.load(picture.layout, reference=picture.reference)
+        container = engine.containers.create(picture.reference, ["sh", "-ec", f'{SHELL}; eval "$1"', "sh", CHANGES])
+        result = container.run()
+        assert (result.exit_code, result.stderr) == (0, b"")
+        container.export(base / "export.tar")
+        image = container.commit("committed:1", compression="gzip")
+        engine.images.save(base / "layout", "committed:1", format="oci-dir")
+        engine.images.save(base / "archive", "committed:1")
+        with overlay(engine._store.acquire(image.id)) as merged:
+            ours = describe(merged, whole_seconds=False, root_too=False)
+        engine._store.release(image.id)
+    exported = _extracted(base / "export.tar", base / "exported")
+    assert differences(ours, exported) == {}
+    changed = attrs.evolve(picture, name="committed", model=ours)
+    (tag,) = run("umoci", "ls", "--layout", base / "layout").split()
+    run("umoci", "unpack", "--image", f"{base}/layout:{tag}", base / "bundle")
+    found = describe(base / "bundle/rootfs", whole_seconds=False, root_too=False)
+    assert differences(found, as_go_unpacks(found, changed, old_times=True, parents=True)) == {}
+    podman = Containers(base)
+    podman("load", "--quiet", "--input", base / "archive")
+    docker("load", "--quiet", "--input", base / "archive")
+    for found in (podman.tree("committed:1"), docker.tree("committed:1")):
+        assert differences(found, as_go_unpacks(found, changed, old_times=False, parents=False)) == {}
+    docker("rmi", "committed:1")
 
 
 # ── skopeo, a registry ────────────────────────────────────────────────────────────────────────────────────────────

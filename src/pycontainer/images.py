@@ -482,7 +482,7 @@ class Images:
             progress: is called with a :class:`Progress` at each step.
 
         Returns:
-            What it can be pulled by for ever: ``"registry.example/app@sha256:…"``.
+            ``"registry.example/app@sha256:…"``, which it can be pulled by for ever.
 
         Raises:
             NotFound: there is no such image here.

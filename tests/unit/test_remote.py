@@ -377,9 +377,11 @@ def test_proxies_are_used_for_others_than_this_machine(monkeypatch: pytest.Monke
             assert client.origin(parse_reference("registry.test:5000/a")).manifest("1").data == DATA
         assert len(asked) == 1
         monkeypatch.setenv("no_proxy", "test")
-        with Client(Registries(insecure=plain, auth_file="/nonexistent", **QUICK)) as client:
-            with pytest.raises(RegistryError, match=r"registry.test:5000: "):  # there is no such host
-                client.origin(parse_reference("registry.test:5000/a")).manifest("1")
+        with (
+            Client(Registries(insecure=plain, auth_file="/nonexistent", **QUICK)) as client,
+            pytest.raises(RegistryError, match=r"registry\.test:5000: "),  # there is no such host
+        ):
+            client.origin(parse_reference("registry.test:5000/a")).manifest("1")
         assert len(asked) == 1
 
 

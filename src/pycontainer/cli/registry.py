@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from pycontainer import Engine, NotFound, Progress, Registries, SearchResult
+from pycontainer import Engine, Image, NotFound, Progress, Registries, SearchResult
 from pycontainer.cli import Settings, tell
 from pycontainer.cli.images import split_reference
 from pycontainer.cli.tables import format_rows
@@ -142,7 +142,7 @@ def pull_command(settings: Settings, name: str, all_tags: bool, platform: str | 
     with Engine(settings.root) as engine:
         if all_tags:
             for image in engine.images.pull_all(name, platform=platform, progress=progress):
-                click.echo(str(image) if quiet else f"Digest: {image.digest}\n{image}")
+                click.echo(str(image) if quiet else f"Digest: {_digest(image)}\n{image}")
             return
         try:
             before = engine.images.get(name).id
@@ -152,10 +152,16 @@ def pull_command(settings: Settings, name: str, all_tags: bool, platform: str | 
             click.echo("Using default tag: latest")
         image = engine.images.pull(name, platform=platform, progress=progress)
     if not quiet:
-        click.echo(f"Digest: {image.digest}")
+        click.echo(f"Digest: {_digest(image)}")
         newer = "Downloaded newer image" if image.id != before else "Image is up to date"
         click.echo(f"Status: {newer} for {name}")
     click.echo(name)
+
+
+def _digest(image: Image) -> str:
+    """Return the digest of the index that an image came by, else of its manifest."""
+    digests = [text.rpartition("@")[2] for text in image.repo_digests]
+    return next((digest for digest in digests if digest != image.digest), image.digest)
 
 
 @click.command("push", short_help="Push an image to a registry.")

@@ -208,7 +208,7 @@ class Registries:
             password: or an access token.
 
         Returns:
-            Where they are kept now: a file, or a credential helper.
+            The file or the credential helper that keeps them now.
 
         Raises:
             Unauthorized: the registry does not take them; nothing is kept.

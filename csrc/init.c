@@ -1,6 +1,7 @@
 /* PID 1 of a container that asked for an init: starts the program, hands signals on, reaps orphans.
  * sigwaitinfo(2), wait(2), setpgid(2). A mode of the helper, executed by the last step of a start; descriptor 3 is the
- * status socket of the start.
+ * status socket of the start, 5 a pipe to the caller, which is told there how the program ended: a PID 1 cannot kill
+ * itself by the signal that killed its program.
  */
 #include "monitor.h"
 #include "start.h"
@@ -12,11 +13,20 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { STATUS = 3 };
+enum { STATUS = 3, ENDED = 5 };
 
 static void tell_failure(int code) {
     PycError err = {.code = code, .step = "execute"};
     (void)send_event(STATUS, PYC_EVENT_FAILED, 0, &err, -1);
+}
+
+/* Returns the exit status, by which the caller still knows where nobody reads the pipe. */
+static int tell_end(int status) {
+    int number = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+    unsigned char byte = (unsigned char)number;
+    if (number && write(ENDED, &byte, 1) < 0)
+        return 128 + number; /* the caller is gone, and soon so are we */
+    return number ? 128 + number : WEXITSTATUS(status);
 }
 
 static _Noreturn void run_program(char **argv, const sigset_t *mask) {
@@ -34,6 +44,7 @@ static _Noreturn void run_program(char **argv, const sigset_t *mask) {
 }
 
 int init(char **argv) {
+    (void)fcntl(ENDED, F_SETFD, FD_CLOEXEC);
     sigset_t all, old;
     (void)sigfillset(&all);
     (void)sigprocmask(SIG_SETMASK, &all, &old);
@@ -57,6 +68,6 @@ int init(char **argv) {
         pid_t pid;
         while ((pid = waitpid(-1, &status, WNOHANG | __WALL)) > 0)
             if (pid == main_pid)
-                return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+                return tell_end(status);
     }
 }

@@ -63,7 +63,7 @@ enum PycOp {
     /* terminal.c */
     PYC_OP_STDIO = 70, /* fd stdin, fd2 stdout, a stderr (-1: the container's /dev/null) | b uid, c gid of pipes */
     PYC_OP_TTY,        /* fd devpts mount | a rows << 16 | columns, b uid, s1 console path or "" ; master goes up */
-    PYC_OP_CLOSE_ALL,  /* fd: closes all but stdio, the status socket and this one; no slot can be used after it */
+    PYC_OP_CLOSE_ALL,  /* fd fd2: closes all but stdio, status socket (3), fd (4) and fd2 (5, which survives execve) */
     PYC_OP_SEAL_FDS,   /* a first: every descriptor from there on closes at execve */
     PYC_OP_DUP,        /* fd, a target number, kept over execve */
     PYC_OP_SYNC,       /* a number: park until the parent resumes us */

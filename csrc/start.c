@@ -164,12 +164,14 @@ int pyc_follow(PycChild *child, PycError *err) {
         } else if (event.type == PYC_EVENT_SETTLED) {
             child->settled = 1;
         } else if (event.type == PYC_EVENT_PARKED) {
-            child->event = event.type;
             child->value = event.value;
-            return 0;
         } else {
             (void)pyc_fail(err, event.err.code, event.err.step, event.err.path);
             return give_up(child, err);
+        }
+        if (child->value && child->pidfd >= 0) { /* it may be parked before the keeper has told of its birth */
+            child->event = PYC_EVENT_PARKED;
+            return 0;
         }
     }
 }
@@ -216,6 +218,7 @@ int pyc_prepare(const uint8_t *program, uint64_t size, int32_t *ret_fds, uint32_
 int pyc_resume(PycChild *child, PycError *err) {
     if (child->event != PYC_EVENT_PARKED || child->status_fd < 0)
         return pyc_fail(err, EINVAL, "resume a process that is not parked", "");
+    child->value = 0;
     if (send(child->status_fd, "", 1, MSG_NOSIGNAL) != 1)
         return give_up(child, err);
     return pyc_follow(child, err);

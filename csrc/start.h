@@ -61,7 +61,7 @@ typedef struct PycChild {
     int32_t exit_fd;   /* owned by the caller: gives one PycExit when it has ended and was reaped */
     int32_t tty_fd;    /* owned by the caller, or -1 */
     int32_t event;     /* STARTED, PARKED or INTERRUPTED */
-    int32_t value;     /* the number of the SYNC step */
+    int32_t value;     /* the number of the SYNC step, 0 while it is not parked */
     int32_t status_fd; /* owned by the caller until STARTED, or -1 */
     int32_t settled;   /* whether that event has come */
 } PycChild;

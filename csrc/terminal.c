@@ -142,31 +142,31 @@ static long keep_fd(int32_t fd, int target) {
     return rc < 0 ? rc : 0;
 }
 
+enum { STATUS = 3 }; /* the number of the status socket from CLOSE_ALL on */
+
 /* At execve nothing of the host is open any more: a program path or an interpreter line that names /proc/self/fd/N, or
  * /proc/self/exe, finds at most the status socket and the sealed helper (CVE-2024-21626, CVE-2019-5736). */
 static long close_all(Machine *m, const PycStep *s) {
     long told = send_event(m->status, PYC_EVENT_SETTLED, 0, NULL, -1);
     if (told < 0)
         return told;
-    int fd = machine_fd(m, s->fd);
-    long lifted = sys(SYS_fcntl, m->status, F_DUPFD_CLOEXEC, 5);
-    if (lifted < 0)
-        return lifted;
-    if (fd >= 0) {
-        long copy = sys(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 5);
-        if (copy < 0)
-            return copy;
-        long rc = sys(SYS_dup3, copy, 4, O_CLOEXEC);
+    const int32_t kept[3] = {m->status, machine_fd(m, s->fd), machine_fd(m, s->fd2)};
+    long lifted[3];
+    int count = 0;
+    for (; count < 3 && kept[count] >= 0; count++) { /* first out of the way of each other */
+        lifted[count] = sys(SYS_fcntl, kept[count], F_DUPFD_CLOEXEC, STATUS + 3);
+        if (lifted[count] < 0)
+            return lifted[count];
+    }
+    for (int i = 0; i < count; i++) {
+        long rc = sys(SYS_dup3, lifted[i], STATUS + i, i == 2 ? 0 : O_CLOEXEC);
         if (rc < 0)
             return rc;
     }
-    long rc = sys(SYS_dup3, lifted, 3, O_CLOEXEC);
-    if (rc < 0)
-        return rc;
-    m->status = 3;
+    m->status = STATUS;
     for (int i = 0; i < PYC_SLOTS; i++)
         m->slots[i] = -1;
-    return sys(SYS_close_range, fd >= 0 ? 5 : 4, ~0U, 0);
+    return sys(SYS_close_range, STATUS + count, ~0U, 0);
 }
 
 long run_terminal_step(Machine *m, const PycStep *s) {

@@ -54,7 +54,7 @@ def run_attached(
         if not own_group:
             start.keeper.note_group(start.container_id, start.cgroup)
             start.cgroups.make_parents(start.cgroup)
-        named = attachment.open()
+        named = attachment.open(init=start.init)
         try:
             packed = start.packed or plan.build(start).pack()
             process = Process(packed, start.keeper.requests_fd, named)
@@ -89,12 +89,15 @@ def run_attached(
 
 def _result(start: plan.Start, attachment: Attachment, ended: Exit, counters: Counters, wall: float) -> Result:
     process = start.spec.process
+    signal = ended.signal
+    if not signal and attachment.signal_told() == ended.status - 128:  # all that a PID 1 can do is to exit
+        signal = ended.status - 128
     user, system = counters.cpu_user_us, counters.cpu_system_us
     return Result(
         container_id=start.container_id,
         command=process.args if process else (),
-        exit_code=128 + ended.signal if ended.signal else ended.status,
-        signal=ended.signal,
+        exit_code=128 + signal if signal else ended.status,
+        signal=signal,
         stdout=attachment.captured("stdout"),
         stderr=attachment.captured("stderr"),
         truncated=attachment.truncated,

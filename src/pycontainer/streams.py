@@ -35,9 +35,21 @@ class Attachment:
     _captured: dict[str, list[bytes]] = attrs.field(factory=dict, init=False)
     _streams: Streams = attrs.field(factory=Streams, init=False)
     _dropped: int = attrs.field(default=0, init=False)
+    _ended: int = attrs.field(default=-1, init=False)
 
-    def open(self) -> dict[str, int]:
-        """Make the pipes; return the descriptors for the child's streams by name, -1 for none."""
+    def open(self, *, init: bool = False) -> dict[str, int]:
+        """Make the pipes; return the descriptors for the child by name, -1 for none.
+
+        Args:
+            init: make the pipe by which an init tells how its program ended.
+        """
+        named = self._open_streams()
+        if init:
+            self._ended, named["ended"] = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            self._child_fds.append(named["ended"])
+        return named
+
+    def _open_streams(self) -> dict[str, int]:
         if self.tty:
             self._streams.data = (self.data + b"\x04") if self.data is not None else b""
             return {"stdin": -1, "stdout": -1, "stderr": -1}
@@ -145,6 +157,19 @@ class Attachment:
         """Close whatever is open; safe to call again."""
         self._close_child_fds()
         self._streams.close()
+        if self._ended >= 0:
+            os.close(self._ended)
+            self._ended = -1
+
+    def signal_told(self) -> int:
+        """Return the signal that ended the program of an init that has ended, 0 for none."""
+        if self._ended < 0:
+            return 0
+        try:
+            told = os.read(self._ended, 1)
+        except BlockingIOError:  # it was killed itself, and one that it left behind holds the pipe
+            return 0
+        return told[0] if told else 0
 
     def captured(self, name: str) -> bytes:
         """What was kept of a stream."""

@@ -334,7 +334,7 @@ def test_hooks_before_the_root_is_entered_see_the_host_and_its_mounts(
     assert (state["status"], state["pid"], state["id"]) == ("creating", 1, result.container_id)
 
 
-def test_hooks_before_the_program_are_confined_like_it(stocked: Engine, bundle: Bundle, tmp_path: Path) -> None:
+def test_hooks_before_the_program_are_confined_like_it(stocked: Engine, bundle: Bundle) -> None:
     """startContainer: the container's own programs, with no more rights than its program has."""
     rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}
     script = """
@@ -343,7 +343,7 @@ def test_hooks_before_the_program_are_confined_like_it(stocked: Engine, bundle: 
         hostname >>/told; mkdir /made 2>>/told; cat /proc/1/comm >>/told; ls /proc/self/fd | wc -l >>/told
         cat /proc/self/cgroup >>/told
     """
-    capabilities = dict.fromkeys(("bounding", "effective", "permitted"), ["CAP_CHOWN"])
+    capabilities = {kind: ["CAP_CHOWN"] for kind in ("bounding", "effective", "permitted")}
     path = bundle(
         "cat /told; grep -E '^(CapEff|CapBnd):' /proc/self/status; cat /proc/self/cgroup; id -u",
         hooks={"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]}]},
@@ -387,7 +387,7 @@ def test_a_hook_inside_that_fails_ends_the_start(
     assert not (path / "rootfs/ran").exists()
 
 
-def test_hooks_in_a_user_namespace(stocked: Engine, bundle: Bundle, tmp_path: Path) -> None:
+def test_hooks_in_a_user_namespace(stocked: Engine, bundle: Bundle) -> None:
     maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
     path = bundle(
         "cat /mnt/word",

@@ -323,9 +323,26 @@ def test_without_init_the_program_is_pid_1(stocked: Engine) -> None:
     assert words(stocked, "echo $$") == ["1"]
 
 
-@pytest.mark.parametrize(("end", "code"), [("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)])
-def test_init_hands_the_end_on(stocked: Engine, end: str, code: int) -> None:
-    assert stocked.run("busybox:test", ["sh", "-c", end], init=True, timeout=20).exit_code == code
+@pytest.mark.parametrize(
+    ("end", "code", "number"),
+    [
+        ("exit 7", 7, 0),
+        ("exit 137", 137, 0),
+        ("kill -TERM $$", 143, signal.SIGTERM),
+        ("kill -KILL $$", 137, signal.SIGKILL),
+        ("printf '\\017' >/proc/1/fd/5; exit 9", 9, 0),
+    ],
+)
+def test_init_hands_the_end_on(stocked: Engine, end: str, code: int, number: int) -> None:
+    result = stocked.run("busybox:test", ["sh", "-c", end], init=True, timeout=20)
+    assert (result.exit_code, result.signal) == (code, number)
+
+
+def test_the_inits_pipe_is_not_its_programs(stocked: Engine) -> None:
+    listed = stocked.run("busybox:test", ["sh", "-c", "ls /proc/self/fd"], init=True, timeout=20)
+    assert listed.stdout.split() == [b"0", b"1", b"2", b"3"]  # the last is what ls reads
+    bare = stocked.run("busybox:test", ["sh", "-c", "ls /proc/1/fd"], init=True, timeout=20)
+    assert bare.stdout.split() == [b"0", b"1", b"2", b"5"]
 
 
 def test_init_hands_signals_on(stocked: Engine) -> None:

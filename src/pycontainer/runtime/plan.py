@@ -94,7 +94,8 @@ class Start:
         cgroups: the control groups of the engine.
         user_namespaces: those that carry id maps for mounts.
         seccomp: the compiled filter, or None.
-        init: run the helper as PID 1, which starts the program and reaps.
+        init: run the helper as PID 1, which starts the program, reaps, and tells by the pipe ``ended`` which signal
+            ended the program.
         files: small files laid over the image's, by path.
         bundle: directory to which relative sources refer.
         parks: the ``SYNC_*`` at which it waits for :meth:`Process.resume`, for hooks.
@@ -499,8 +500,9 @@ class _Builder:
         program.step(lib.PYC_OP_KEYRING, "make a session keyring", flags=lib.PYC_DENIED_OK)
         self._park(SYNC_START_CONTAINER)
         self._streams()
-        helper = program.share(helper_fd()) if self.start.init else -1
-        program.step(lib.PYC_OP_CLOSE_ALL, "close all other descriptors", fd=helper)
+        init = self.start.init
+        helper, ended = (program.share(helper_fd()), program.share("ended")) if init else (-1, -1)
+        program.step(lib.PYC_OP_CLOSE_ALL, "close all other descriptors", fd=helper, fd2=ended)
         identity.add_credentials(program, process, self.start.seccomp)
 
     def _streams(self) -> None:

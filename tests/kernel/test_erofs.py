@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import subprocess
@@ -117,3 +118,37 @@ def test_many_names_in_one_directory(erofs_disk: Path, tmp_path: Path) -> None:
         assert sorted(path.name for path in (where / "many").iterdir()) == sorted(names)
         assert all(stat.S_ISREG((where / "many" / name).lstat().st_mode) for name in names[::37])
         assert not (where / "many/absent").exists()
+
+
+gaps = st.sampled_from([0, 0, 1, 511, 512, 4096, 5000, 1 << 20, (1 << 20) + 512, 3 << 30])
+sizes = st.sampled_from([0, 1, 7, 512, 513, 4096, 9000, 70_000])
+
+
+@settings(COMMON, max_examples=60)
+@given(st.lists(st.tuples(gaps, sizes), max_size=8), gaps)
+def test_pieces_that_do_not_fall_on_blocks(erofs_disk: Path, pieces: list[tuple[int, int]], end: int) -> None:
+    """What a writer of archives may choose, and none does: content anywhere in the file and in the tar."""
+    at, expected = 0, list[tuple[int, bytes]]()
+    for number, (gap, size) in enumerate(pieces):
+        at += gap
+        expected.append((at, bytes([number + 1]) * size))
+        at += size
+    content = b"".join(data for _, data in expected)
+    info = tarfile.TarInfo("file")
+    info.size = len(content)
+    places = ",".join(f"{offset},{len(data)}" for offset, data in expected) or "0,0"
+    info.pax_headers = {"GNU.sparse.map": places, "GNU.sparse.size": str(at + end), "GNU.sparse.major": "0"}
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        with tarfile.open(Path(name) / "layer.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+            archive.addfile(info, io.BytesIO(content))
+        with shown(erofs_disk, Path(name) / "layer.tar") as where, (where / "file").open("rb") as file:
+            assert os.fstat(file.fileno()).st_size == at + end
+            before = 0
+            for offset, data in expected:
+                hole = min(offset - before, 5000)
+                assert os.pread(file.fileno(), hole, before) == bytes(hole)
+                assert os.pread(file.fileno(), hole + len(data), offset - hole) == bytes(hole) + data
+                before = offset + len(data)
+            tail = min(end, 5000)
+            assert os.pread(file.fileno(), 9000, at + end - tail) == bytes(tail)
+            assert (where.parent / "layer.erofs").stat().st_blocks * 512 < 3 * len(content) + (1 << 20)

@@ -7,17 +7,21 @@ core makes a tree in memory, about 100 bytes an entry, that is written at the en
 An image of many layers, or one whose layers leave to those below what a directory is (see
 :mod:`~pycontainer.distribution.parents`), gets one index for all of them, made from the tars that are there already.
 
-To mount an index, give fsopen(2) it as ``source`` and the tars, in order, each as ``device``; Linux 6.12 takes files,
-5.16 to 6.11 block devices. Without the devices the kernel mounts it as well, and then files read as zeros.
+To mount an index, give fsopen(2) it as ``source`` and the tars, in order, each as ``device``. Linux 6.12 takes files of
+any file system with a page cache of its own (not tmpfs), 6.4 to 6.11 block devices. Without its devices an index can be
+mounted as well, and then files read as zeros.
+
+The same tars give the same index, byte for byte, so that one can be verified by making it again.
 
 See "EROFS - Enhanced Read-Only File System" in the kernel's documentation.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
@@ -31,11 +35,12 @@ from pycontainer.distribution.layer import (
     Marks,
     options_of,
     raise_failure,
+    store_error,
     take,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["IndexedLayer", "index", "merge"]
 
@@ -103,7 +108,7 @@ def index(
         limits, marks=marks, devices=devices, owners=owners, vouched=bool(expected_digest or expected_diff_id)
     )
     with ExitStack() as stack:
-        copy = stack.enter_context(_TarFile(tar)) if tar is not None else None
+        copy = _TarFile(stack, tar) if tar is not None else None
         indexer = stack.enter_context(_Indexer(_create(stack, index), options, 1, _INDEX))
         passed, stats = take(
             blob,
@@ -167,8 +172,19 @@ def merge(
         return indexer.write(diff_ids)
 
 
+@contextmanager
+def _trying(what: str, path: Path) -> Iterator[None]:
+    """Name what was tried in the error of a system call."""
+    try:
+        yield
+    except OSError as error:
+        what = f"{what} {path}"
+        raise store_error(what, error.errno or errno.EIO) from error
+
+
 def _create(stack: ExitStack, path: Path) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with _trying("cannot index the layer: make the file", path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     stack.callback(os.close, fd)
     return fd
 
@@ -176,25 +192,22 @@ def _create(stack: ExitStack, path: Path) -> int:
 class _TarFile:
     """The copy of the tar; pieces of zeros become holes, so that an archive of nothing takes no room."""
 
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+    def __init__(self, stack: ExitStack, path: Path) -> None:
+        self._path = path
+        self._fd = _create(stack, path)
 
     def feed(self, piece: bytes | memoryview) -> None:
         if not piece[0] and not piece[-1] and len(piece) <= len(_ZEROS) and piece == _ZEROS[: len(piece)]:
             os.lseek(self._fd, len(piece), os.SEEK_CUR)
             return
         view = memoryview(piece)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        with _trying("cannot keep the layer: write", self._path):
+            while view:
+                view = view[os.write(self._fd, view) :]
 
     def finish(self, size: int) -> None:
-        os.ftruncate(self._fd, size)
+        with _trying("cannot keep the layer: set the size of", self._path):
+            os.ftruncate(self._fd, size)
 
 
 class _Both:
@@ -256,7 +269,8 @@ class _Indexer:
 
     def add_file(self, tar: Path, diff_id: str) -> None:
         """Take a whole layer."""
-        fd = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
+        with _trying("cannot index the layers: open", tar):
+            fd = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._call(lib.pyc_erofs_feed_file, self._erofs, fd)
             self.end(diff_id, os.fstat(fd).st_size)

@@ -37,6 +37,7 @@ __all__ = [
     "apply",
     "options_of",
     "raise_failure",
+    "store_error",
     "take",
     "verify",
 ]
@@ -481,7 +482,17 @@ def raise_failure(err: Any, tried: str) -> NoReturn:  # noqa: ANN401 - a cffi st
         msg = f"{what}: this kernel has no openat2(2); Linux 5.6 or newer is needed"
         raise Unsupported(msg)
     if number in _STORE:
-        msg = f"{what}: {os.strerror(number)}; {_STORE[number]}"
-        raise StoreError(msg)
+        raise store_error(what, number)
     msg = f"{what}: {_ARCHIVE.get(number) or os.strerror(number)}"
     raise ImageError(msg)
+
+
+def store_error(what: str, number: int) -> StoreError:
+    """Return the error of something that the machine refused.
+
+    Args:
+        what: "cannot ...: ...", what was tried.
+        number: of errno(3).
+    """
+    hint = _STORE.get(number)
+    return StoreError(f"{what}: {os.strerror(number)}" + (f"; {hint}" if hint else ""))

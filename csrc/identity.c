@@ -157,6 +157,8 @@ long run_identity_step(Machine *m, const PycStep *s) {
         return sys(SYS_ioprio_set, 1, 0, s->a); /* 1: IOPRIO_WHO_PROCESS */
     case PYC_OP_AFFINITY:
         return sys(SYS_sched_setaffinity, 0, s->len, machine_text(m, s->s2));
+    case PYC_OP_MEMPOLICY: /* the kernel takes one bit less than it is told, see get_nodes() in mm/mempolicy.c */
+        return sys(SYS_set_mempolicy, s->a, s->len ? machine_text(m, s->s2) : NULL, s->len ? 8UL * s->len + 1 : 0);
     case PYC_OP_PRCTL:
         return sys(SYS_prctl, s->a, s->b, s->c, 0, 0);
     case PYC_OP_SETSID:

@@ -58,6 +58,7 @@ enum PycOp {
     PYC_OP_SCHED,       /* s2 struct sched_attr, len */
     PYC_OP_IOPRIO,      /* a */
     PYC_OP_AFFINITY,    /* s2 cpu mask, len */
+    PYC_OP_MEMPOLICY,   /* a mode and flags | s2 mask of memory nodes, len */
     PYC_OP_PRCTL,       /* a option, b, c arguments */
     PYC_OP_SETSID,
     /* terminal.c */

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pycontainer import Engine, Error, Result, Running, StartError, Unsupported
+from pycontainer import Engine, Error, InvalidSpec, Result, Running, StartError, Unsupported
 from pycontainer.runtime.overlay import kernel_version
 
 Document = dict[str, Any]
@@ -210,6 +210,31 @@ def test_field_is_refused_not_ignored(stocked: Engine, bundle: Bundle, field: st
         or "namespace" in str(caught.value)
         or "memory" in str(caught.value)
     )
+
+
+@pytest.mark.parametrize(
+    ("policy", "shown"),
+    [
+        ({"mode": "MPOL_BIND", "nodes": "0"}, " bind:0 "),
+        ({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]}, " bind=static:0 "),
+        ({"mode": "MPOL_INTERLEAVE", "nodes": "0"}, " interleave:0 "),
+        ({"mode": "MPOL_PREFERRED", "nodes": "0"}, " prefer:0 "),
+        ({"mode": "MPOL_LOCAL"}, " local "),
+        ({"mode": "MPOL_DEFAULT"}, " default "),
+    ],
+)
+def test_memory_policy(stocked: Engine, bundle: Bundle, policy: dict[str, object], shown: str) -> None:
+    if not Path("/proc/self/numa_maps").exists():
+        pytest.skip("a kernel without CONFIG_NUMA has no memory policies")
+    result = run(stocked, bundle("grep stack /proc/self/numa_maps", linux__memoryPolicy=policy))
+    assert shown in result.stdout.decode(), result
+
+
+def test_memory_nodes_that_are_not_there(stocked: Engine, bundle: Bundle) -> None:
+    with pytest.raises(StartError, match="memory policy MPOL_BIND 1023"):
+        run(stocked, bundle(linux__memoryPolicy={"mode": "MPOL_BIND", "nodes": "1023"}))
+    with pytest.raises(InvalidSpec, match=r"linux\.memoryPolicy\.nodes"):
+        run(stocked, bundle(linux__memoryPolicy={"mode": "MPOL_BIND", "nodes": "0-99999999999"}))
 
 
 def test_seccomp(stocked: Engine, bundle: Bundle) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import struct
 from typing import TYPE_CHECKING
 
 from pycontainer._ffi import lib
-from pycontainer.errors import Unsupported
+from pycontainer.errors import InvalidSpec, Unsupported
 from pycontainer.oci import runtime as oci
 from pycontainer.runtime import capabilities
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["PR_SET_PDEATHSIG", "add_credentials", "add_rlimits", "add_scheduling"]
 
 PR_SET_PDEATHSIG = 1
+_RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
 _MORE_RLIMITS = {
     "RLIMIT_LOCKS": 10,
@@ -52,7 +54,7 @@ def add_rlimits(program: Program, process: oci.Process) -> None:
 
 
 def add_scheduling(program: Program, process: oci.Process, linux: oci.Linux) -> None:
-    """Append the steps for scheduler, I/O priority, CPU affinity and execution domain."""
+    """Append the steps for scheduler, I/O priority, processors, memory nodes and execution domain."""
     if process.scheduler is not None:
         program.step(lib.PYC_OP_SCHED, "set the scheduler", data=_sched_attr(process.scheduler))
     if process.io_priority is not None:
@@ -62,7 +64,13 @@ def add_scheduling(program: Program, process: oci.Process, linux: oci.Linux) -> 
     if affinity is not None:
         for label, cpus in (("initial", affinity.initial), ("final", affinity.final)):
             if cpus:
-                program.step(lib.PYC_OP_AFFINITY, f"set the {label} CPU affinity {cpus}", data=_cpu_mask(cpus))
+                program.step(
+                    lib.PYC_OP_AFFINITY,
+                    f"set the {label} CPU affinity {cpus}",
+                    data=_mask(cpus, f"process.execCPUAffinity.{label}"),
+                )
+    if linux.memory_policy is not None:
+        _add_memory_policy(program, linux.memory_policy)
     if linux.personality is not None:
         value = {"LINUX": 0, "LINUX32": 8}[linux.personality.domain]
         program.step(lib.PYC_OP_PERSONALITY, "set the execution domain", a=value)
@@ -109,6 +117,17 @@ def _load_filter(program: Program, compiled: Filter | None) -> None:
 
 
 _POLICIES = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_IDLE": 5, "SCHED_DEADLINE": 6}
+# linux/mempolicy.h
+_MEMORY_MODES = {
+    "MPOL_DEFAULT": 0,
+    "MPOL_PREFERRED": 1,
+    "MPOL_BIND": 2,
+    "MPOL_INTERLEAVE": 3,
+    "MPOL_LOCAL": 4,
+    "MPOL_PREFERRED_MANY": 5,
+    "MPOL_WEIGHTED_INTERLEAVE": 6,
+}
+_MEMORY_FLAGS = {"MPOL_F_STATIC_NODES": 1 << 15, "MPOL_F_RELATIVE_NODES": 1 << 14, "MPOL_F_NUMA_BALANCING": 1 << 13}
 _SCHED_FLAGS = {
     "SCHED_FLAG_RESET_ON_FORK": 0x01,
     "SCHED_FLAG_RECLAIM": 0x02,
@@ -139,10 +158,26 @@ def _sched_attr(scheduler: oci.Scheduler) -> bytes:
     )
 
 
-def _cpu_mask(text: str) -> bytes:
+def _add_memory_policy(program: Program, policy: oci.MemoryPolicy) -> None:
+    mode = _MEMORY_MODES[policy.mode]
+    for flag in policy.flags:
+        mode |= _MEMORY_FLAGS[flag]
+    mask = _mask(policy.nodes, "linux.memoryPolicy.nodes") if policy.nodes else b""
+    label = f"set the memory policy {policy.mode} {policy.nodes or ''}".rstrip()
+    program.step(lib.PYC_OP_MEMPOLICY, label, a=mode, data=mask)
+
+
+def _mask(text: str, where: str) -> bytes:
+    """Return the bits of a list of processors or memory nodes such as ``0-2,4``.
+
+    Raises:
+        InvalidSpec: it is no such list, or beyond what any kernel has.
+    """
     mask = 0
     for part in text.replace(" ", "").split(","):
-        first, _, last = part.partition("-")
-        for cpu in range(int(first), int(last or first) + 1):
-            mask |= 1 << cpu
+        match = _RANGE.fullmatch(part)
+        if match is None:
+            raise InvalidSpec(where, f"{text!r} is not a list of numbers and ranges below 10000, such as '0-2,4'")
+        first, last = int(match[1]), int(match[2] or match[1])
+        mask |= (1 << last + 1) - (1 << first) if first <= last else 0
     return mask.to_bytes(max(8, (mask.bit_length() + 63) // 64 * 8), "little")

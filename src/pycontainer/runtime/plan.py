@@ -573,7 +573,6 @@ def refuse_unsupported(spec: oci.Spec) -> None:
     refused = {
         "linux.intelRdt": linux.intel_rdt,
         "linux.netDevices": linux.net_devices,
-        "linux.memoryPolicy": linux.memory_policy,
         "linux.mountLabel": linux.mount_label,
         "linux.seccomp.listenerPath": linux.seccomp.listener_path if linux.seccomp else None,
         "process.apparmorProfile": process.apparmor_profile if process else None,

@@ -117,4 +117,4 @@ def test_a_missing_image_tells_both(tmp_path: Path, registry: Registry) -> None:
             engine.run("sha256:1234", ["true"])
         with pytest.raises(ValueError, match="pulled when missing, always or never"):
             engine.run("x", ["true"], pull="maybe")  # type: ignore[arg-type]
-        assert list(registries.search("x", registry=registry.host)) == []
+        assert list(registries.search("nowhere", registry=registry.host)) == []

@@ -54,7 +54,7 @@ int pyc_erofs_open(int fd, const PycLayerOptions *options, uint32_t layers, PycE
     if (!e)
         return pyc_fail(err, ENOMEM, "allocate the index", NULL);
     e->options = pyc_rules_defaults(options);
-    int r = pyc_tree_open(&e->tree, err);
+    int r = pyc_tree_open(&e->tree, e->options.max_tree, err);
     if (r == 0 && (layers == 0 || layers > UINT16_MAX))
         r = pyc_fail(err, EINVAL, "index so many layers", NULL);
     if (r < 0) {
@@ -148,6 +148,14 @@ int pyc_erofs_feed_file(PycErofs *e, int fd, PycError *err) {
     return 0;
 }
 
+static int merge_layer(PycErofs *e, PycError *err) {
+    int r = e->base ? 0 : pyc_tree_add_inode(&e->tree, S_IFDIR | 0755, &e->base, err);
+    if (r < 0)
+        return r;
+    e->tree.inodes[e->base].parent = e->base;
+    return pyc_erofs_merge(&e->tree, &e->base, err);
+}
+
 int pyc_erofs_end(PycErofs *e, uint64_t size, const char *tag, PycErofsStats *ret_stats, PycError *err) {
     int r = e->tar ? 0 : begin_layer(e, err);
     if (r == 0)
@@ -160,23 +168,16 @@ int pyc_erofs_end(PycErofs *e, uint64_t size, const char *tag, PycErofsStats *re
     e->tar = NULL;
     e->stats.implied = e->tree.made;
     e->before += size;
+    r = e->layers == 1 ? 0 : merge_layer(e, err);
+    if (r < 0)
+        return r;
+    if (e->layers == 1)
+        e->base = e->tree.root;
     PycErofsDevice *device = &e->image.devices[e->image.n_devices++];
     device->blocks = (size + PYC_EROFS_BLOCK - 1) / PYC_EROFS_BLOCK;
     memcpy(device->tag, tag, strnlen(tag, sizeof device->tag));
-    if (e->layers == 1) {
-        e->base = e->tree.root;
-    } else {
-        if (!e->base) {
-            r = pyc_tree_add_inode(&e->tree, S_IFDIR | 0755, &e->base, err);
-            if (r < 0)
-                return r;
-            e->tree.inodes[e->base].parent = e->base;
-        }
-        r = pyc_erofs_merge(&e->tree, &e->base, err);
-    }
-    if (r == 0)
-        *ret_stats = e->stats;
-    return r;
+    *ret_stats = e->stats;
+    return 0;
 }
 
 int pyc_erofs_write(PycErofs *e, const uint8_t *uuid, uint64_t *ret_size, PycError *err) {

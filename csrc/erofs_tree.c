@@ -15,13 +15,24 @@ enum {
     WALK_ROOM = (MAX_LINKS + 2) * PATH_MAX,
 };
 
+/* Count what is about to be allocated in the place of something smaller. */
+static int take_memory(PycTree *tree, uint64_t before, uint64_t after, PycError *err) {
+    if (after - before > tree->max_memory - tree->memory)
+        return pyc_fail(err, EFBIG, "keep the tree within the limit of memory", NULL);
+    tree->memory += after - before;
+    return 0;
+}
+
 /* Grow an array by doubling, so that `need` elements fit; their indices are of 32 bits. */
-static int grow(void **items, size_t *room, size_t need, size_t item, PycError *err) {
+static int grow(PycTree *tree, void **items, size_t *room, size_t need, size_t item, PycError *err) {
     if (need <= *room)
         return 0;
     if (need > UINT32_MAX)
         return pyc_fail(err, EFBIG, "keep the tree within 32 bits", NULL);
     size_t more = *room * 2 > need ? *room * 2 : need + 1024;
+    int r = take_memory(tree, *room * item, more * item, err);
+    if (r < 0)
+        return r;
     void *grown = realloc(*items, more * item);
     if (!grown)
         return pyc_fail(err, ENOMEM, "allocate the tree", NULL);
@@ -30,8 +41,9 @@ static int grow(void **items, size_t *room, size_t need, size_t item, PycError *
     return 0;
 }
 
-int pyc_tree_open(PycTree *tree, PycError *err) {
+int pyc_tree_open(PycTree *tree, uint64_t max_memory, PycError *err) {
     memset(tree, 0, sizeof *tree);
+    tree->max_memory = max_memory;
     tree->n_buckets = 1024;
     tree->buckets = calloc(tree->n_buckets, sizeof *tree->buckets);
     tree->walk = malloc(WALK_ROOM);
@@ -39,11 +51,11 @@ int pyc_tree_open(PycTree *tree, PycError *err) {
         return pyc_fail(err, ENOMEM, "allocate the tree", NULL);
     if (getrandom(&tree->secret, sizeof tree->secret, 0) != sizeof tree->secret)
         return pyc_fail(err, errno, "get a random number", NULL);
-    int r = grow((void **)&tree->inodes, &tree->inodes_room, 1, sizeof *tree->inodes, err);
+    int r = grow(tree, (void **)&tree->inodes, &tree->inodes_room, 1, sizeof *tree->inodes, err);
     if (r == 0)
-        r = grow((void **)&tree->names, &tree->names_room, 1, sizeof *tree->names, err);
+        r = grow(tree, (void **)&tree->names, &tree->names_room, 1, sizeof *tree->names, err);
     if (r == 0)
-        r = grow((void **)&tree->xattrs, &tree->xattrs_room, 1, sizeof *tree->xattrs, err);
+        r = grow(tree, (void **)&tree->xattrs, &tree->xattrs_room, 1, sizeof *tree->xattrs, err);
     if (r < 0)
         return r;
     memset(tree->inodes, 0, sizeof *tree->inodes);
@@ -65,7 +77,7 @@ void pyc_tree_close(PycTree *tree) {
 }
 
 int pyc_tree_add_inode(PycTree *tree, uint16_t mode, uint32_t *ret_inode, PycError *err) {
-    int r = grow((void **)&tree->inodes, &tree->inodes_room, tree->n_inodes + 1, sizeof *tree->inodes, err);
+    int r = grow(tree, (void **)&tree->inodes, &tree->inodes_room, tree->n_inodes + 1, sizeof *tree->inodes, err);
     if (r < 0)
         return r;
     tree->inodes[tree->n_inodes] = (PycInode){.mode = mode, .uid = tree->uid, .gid = tree->gid};
@@ -74,7 +86,7 @@ int pyc_tree_add_inode(PycTree *tree, uint16_t mode, uint32_t *ret_inode, PycErr
 }
 
 int pyc_tree_add_text(PycTree *tree, const char *text, size_t size, uint32_t *ret_text, PycError *err) {
-    int r = grow((void **)&tree->texts, &tree->texts_room, tree->texts_size + size, 1, err);
+    int r = grow(tree, (void **)&tree->texts, &tree->texts_room, tree->texts_size + size, 1, err);
     if (r < 0)
         return r;
     memcpy(tree->texts + tree->texts_size, text, size);
@@ -85,7 +97,7 @@ int pyc_tree_add_text(PycTree *tree, const char *text, size_t size, uint32_t *re
 
 int pyc_tree_add_xattrs(PycTree *tree, const uint8_t *entries, size_t size, uint32_t *ret_xattrs, PycError *err) {
     size_t words = size / 4;
-    int r = grow((void **)&tree->xattrs, &tree->xattrs_room, tree->n_xattrs + 1 + words, 4, err);
+    int r = grow(tree, (void **)&tree->xattrs, &tree->xattrs_room, tree->n_xattrs + 1 + words, 4, err);
     if (r < 0)
         return r;
     tree->xattrs[tree->n_xattrs] = (uint32_t)size;
@@ -98,7 +110,7 @@ int pyc_tree_add_xattrs(PycTree *tree, const uint8_t *entries, size_t size, uint
 int pyc_tree_add_map(PycTree *tree, uint64_t chunks, uint32_t *ret_map, PycError *err) {
     if (chunks > UINT32_MAX)
         return pyc_fail(err, EFBIG, "keep the tree within 32 bits", NULL);
-    int r = grow((void **)&tree->maps, &tree->maps_room, tree->n_maps + (size_t)chunks, sizeof *tree->maps, err);
+    int r = grow(tree, (void **)&tree->maps, &tree->maps_room, tree->n_maps + (size_t)chunks, sizeof *tree->maps, err);
     if (r < 0)
         return r;
     for (size_t i = 0; i < chunks; i++)
@@ -129,6 +141,9 @@ static uint32_t hash_of(const PycTree *tree, uint32_t directory, const char *nam
 
 static int rehash(PycTree *tree, PycError *err) {
     size_t more = tree->n_buckets * 2;
+    int r = take_memory(tree, tree->n_buckets * sizeof *tree->buckets, more * sizeof *tree->buckets, err);
+    if (r < 0)
+        return r;
     uint32_t *buckets = calloc(more, sizeof *buckets);
     if (!buckets)
         return pyc_fail(err, ENOMEM, "allocate the tree", NULL);
@@ -166,7 +181,7 @@ int pyc_tree_name(PycTree *tree, uint32_t directory, const char *name, size_t si
         return 0;
     int r = tree->n_names < tree->n_buckets ? 0 : rehash(tree, err);
     if (r == 0)
-        r = grow((void **)&tree->names, &tree->names_room, tree->n_names + 1, sizeof *tree->names, err);
+        r = grow(tree, (void **)&tree->names, &tree->names_room, tree->n_names + 1, sizeof *tree->names, err);
     if (r == 0)
         r = pyc_tree_add_text(tree, name, size, &text, err);
     if (r < 0)

@@ -49,12 +49,13 @@ typedef struct PycTree {
     uint32_t *buckets;
     size_t n_inodes, n_names, texts_size, n_xattrs, n_maps, n_buckets; /* the last a power of 2 */
     size_t inodes_room, names_room, texts_room, xattrs_room, maps_room;
-    uint64_t secret;   /* of the hash: names that fall into one bucket cannot be chosen */
-    uint32_t root;     /* of the layer that is being read */
-    uint32_t implied;  /* a directory as it is made when nothing describes it, in no place */
-    uint32_t uid, gid; /* of what no archive describes */
-    int overlay;       /* a device 0/0 is a whiteout */
-    uint64_t made;     /* directories because a path needed them */
+    uint64_t memory, max_memory; /* bytes of all arrays */
+    uint64_t secret;             /* of the hash: names that fall into one bucket cannot be chosen */
+    uint32_t root;               /* of the layer that is being read */
+    uint32_t implied;            /* a directory as it is made when nothing describes it, in no place */
+    uint32_t uid, gid;           /* of what no archive describes */
+    int overlay;                 /* a device 0/0 is a whiteout */
+    uint64_t made;               /* directories because a path needed them */
     uint64_t max_made;
     /* the directory asked for last */
     uint32_t last;
@@ -65,7 +66,7 @@ typedef struct PycTree {
 
 #define PYC_TREE_HOLE UINT64_MAX
 
-int pyc_tree_open(PycTree *tree, PycError *err);
+int pyc_tree_open(PycTree *tree, uint64_t max_memory, PycError *err);
 void pyc_tree_close(PycTree *tree);
 
 /* Each of these may move the arrays: keep indices, not pointers. They return 0 and -ENOMEM or -EFBIG, err filled. */

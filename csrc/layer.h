@@ -19,6 +19,7 @@ typedef struct PycLayerOptions {
     uint64_t max_bytes;   /* of file content written; 0: no limit */
     uint64_t max_entries; /* members and missing parents; 0: no limit */
     uint64_t max_meta;    /* bytes of one PAX header or GNU long name; 0: 1 MiB */
+    uint64_t max_tree;    /* bytes of memory for the tree of an index, see erofs.h; 0: no limit */
 } PycLayerOptions;
 
 typedef struct PycLayerStats {

@@ -18,6 +18,7 @@ PycLayerOptions pyc_rules_defaults(const PycLayerOptions *options) {
     PycLayerOptions o = *options;
     o.max_bytes = o.max_bytes ? o.max_bytes : UINT64_MAX;
     o.max_entries = o.max_entries ? o.max_entries : UINT64_MAX;
+    o.max_tree = o.max_tree ? o.max_tree : UINT64_MAX;
     o.max_meta = o.max_meta ? o.max_meta : 1 << 20;
     return o;
 }

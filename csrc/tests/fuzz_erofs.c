@@ -181,7 +181,8 @@ typedef struct Part {
 /* Index one or two archives, in pieces (0: from a file); returns what the writer returned. */
 static int index_parts(const Part *parts, uint32_t count, uint32_t flags, size_t piece, uint64_t *ret_sum) {
     static const uint8_t uuid[16];
-    struct PycLayerOptions options = {.flags = flags, .max_bytes = 1 << 20, .max_entries = 1000, .max_meta = 1 << 16};
+    struct PycLayerOptions options = {
+        .flags = flags, .max_bytes = 1 << 20, .max_entries = 1000, .max_meta = 1 << 16, .max_tree = 1 << 22};
     PycErofs *erofs = NULL;
     PycErofsStats stats = {0};
     PycError err = {0};

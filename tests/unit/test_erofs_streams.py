@@ -90,6 +90,9 @@ def test_what_is_damaged_or_too_much_is_refused(tmp_path: Path) -> None:
     refuse(b"not a tar" * 1000, "is it a tar")
     refuse(TAR, "limit of entries 'dir/b'", limits=LayerLimits(entries=1))
     refuse(TAR, "more than 100,000 bytes", limits=LayerLimits(size=100_000))
+    refuse(
+        make_tar({f"{n}": b"" for n in range(5000)}), "limit of memory: .*LayerLimits", limits=LayerLimits(tree=1 << 18)
+    )
     refuse(make_tar({"../x": b""}), "climbs")
     refuse(make_tar({"x": b""}, **{"SCHILY.xattr.security.capability": "no"}), "set an extended attribute 'x'")
     refuse(make_tar({"x": b""}, **{"SCHILY.xattr.system.posix_acl_access": "no"}), "set an extended attribute 'x'")

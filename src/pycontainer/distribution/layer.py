@@ -83,12 +83,14 @@ class LayerLimits:
         ratio: bytes of tar for each byte of blob; the first 64 MiB are free.
         entries: members of the archive, and the parents they lack.
         header: bytes of one PAX header or long name: all xattrs and names of a file.
+        tree: bytes of memory for the tree of a layer that is indexed: about 130 an entry, its name and xattrs included.
     """
 
     size: int = 1 << 40
     ratio: int = 1000
     entries: int = 20_000_000
     header: int = 1 << 20
+    tree: int = 1 << 30
 
 
 @attrs.frozen
@@ -257,6 +259,7 @@ def options_of(limits: LayerLimits, *, marks: Marks, devices: bool, owners: bool
             "max_bytes": limits.size,
             "max_entries": limits.entries,
             "max_meta": limits.header,
+            "max_tree": limits.tree,
         },
     )
 

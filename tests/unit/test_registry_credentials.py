@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pycontainer.distribution.credentials import Credential, CredentialFiles
@@ -218,6 +218,7 @@ _DOCUMENTS = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(_DOCUMENTS | _JSON)
 def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, document: Any) -> None:
     files = written(tmp_path_factory.mktemp("fuzz") / "config.json", document)
@@ -228,6 +229,7 @@ def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, d
     assert found is None or found.username or found.password or found.identity_token or found.registry_token
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1).filter(lambda text: ":" not in text), st.text(), st.text())
 def test_what_is_stored_is_found(
     tmp_path_factory: pytest.TempPathFactory, user: str, password: str, other: str

@@ -529,7 +529,7 @@ def fuzzed() -> Iterator[Remote]:
         yield place
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
 @given(status=st.sampled_from([200, 201, 204, 400, 401, 404, 500]), body=_ANSWERS | st.binary(max_size=50))
 def test_any_answer_is_a_value_or_a_clear_error(fuzzed: Remote, status: int, body: bytes) -> None:
     global ANSWER  # noqa: PLW0603 - the server of the fixture sends it

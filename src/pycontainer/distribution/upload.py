@@ -199,6 +199,7 @@ class _Upload:
         with answer:
             if answer.status == 416:  # noqa: PLR2004 - it has another offset
                 raise RegistryError(self._action, answer.host, "it has other bytes than it said", temporary=True)
+            self._check_known(answer)
             if answer.status not in (_ACCEPTED, _CREATED, _NO_CONTENT):
                 answer.refuse()
             self._follow(session, answer)
@@ -243,8 +244,13 @@ class _Upload:
             self._report(self._size)
         answer = self._remote.send("PUT", url, action=self._action, headers=headers, body=body, patience=_PATIENCE)
         with answer:
+            self._check_known(answer)
             if answer.status != _CREATED:
                 answer.refuse()
+
+    def _check_known(self, answer: Answer) -> None:
+        if answer.status in (_NOT_FOUND, _GONE):
+            raise RegistryError(self._action, answer.host, "it has forgotten the upload", temporary=True)
 
     def _cancel(self, session: _Session) -> None:
         with contextlib.suppress(RegistryError):  # the registry forgets it in time

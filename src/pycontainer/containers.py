@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
@@ -18,7 +18,7 @@ from pycontainer.names import check_container_name, is_id_prefix, new_container_
 from pycontainer.store import ContainerRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pycontainer.image import Image
     from pycontainer.images import Images
@@ -54,12 +54,14 @@ class Containers:
         store: where they are.
         runner: runs them.
         images: the images of the engine.
+        find_image: returns an image by name, pulled where that is wanted.
     """
 
-    def __init__(self, store: Store, runner: Runner, images: Images) -> None:
+    def __init__(self, store: Store, runner: Runner, images: Images, find_image: Callable[[str, str], Image]) -> None:
         self._store = store
         self._runner = runner
         self._images = images
+        self._find_image = find_image
         self._directory = store.root / "containers"
 
     # ── look up ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -201,6 +203,7 @@ class Containers:
         timens: Mapping[str, float] | None = None,
         init: bool = False,
         tty: bool = False,
+        pull: Literal["missing", "always", "never"] = "missing",
     ) -> Container:
         r"""Make a container that is kept until it is removed; :meth:`Container.run` runs it.
 
@@ -245,6 +248,7 @@ class Containers:
             timens: as for :meth:`Engine.run`.
             init: as for :meth:`Engine.run`.
             tty: as for :meth:`Engine.run`.
+            pull: as for :meth:`Engine.run`.
 
         Raises:
             NotFound: there is no such image.
@@ -257,7 +261,7 @@ class Containers:
         ...     container.run().stdout, container.name
         (b'here\n', 'one')
         """
-        found = self._images.get(image)
+        found = self._find_image(image, pull) if isinstance(image, str) else image
         options = Options(
             command=command,
             entrypoint=entrypoint,

@@ -107,7 +107,7 @@ class Engine:
         if self._containers is None:
             from pycontainer.containers import Containers  # few programs that run something need it
 
-            self._containers = Containers(self._store, self._runner, self.images)
+            self._containers = Containers(self._store, self._runner, self.images, self._image)
         return self._containers
 
     # ── run ──

@@ -95,7 +95,7 @@ def test_exit_statuses(root: Path, arguments: list[str], code: int, words: str) 
 
 def test_debug_shows_where(root: Path) -> None:
     done = subprocess.run(
-        [*COMMAND, "--debug", "--root", str(root), "run", "nosuch:1"], capture_output=True, check=False
+        [*COMMAND, "--debug", "--root", str(root), "run", "--rm", "nosuch:1"], capture_output=True, check=False
     )
     assert done.returncode == 125
     assert b"Traceback" in done.stderr
@@ -113,7 +113,9 @@ def test_the_root_may_come_from_the_environment(root: Path) -> None:
 
 
 def test_memory_is_told(root: Path) -> None:
-    done = cli(root, "run", "-m", "16m", "busybox:test", "sh", "-c", "x=$(head -c 60000000 /dev/zero | tr '\\0' x)")
+    done = cli(
+        root, "run", "--rm", "-m", "16m", "busybox:test", "sh", "-c", "x=$(head -c 60000000 /dev/zero | tr '\\0' x)"
+    )
     assert done.returncode == 137
     assert "memory limit" in done.stderr
 
@@ -126,7 +128,7 @@ def test_environment_user_and_place(root: Path, tmp_path: Path) -> None:
     script = "id -u; id -G; pwd; hostname; echo $A $B $D; cat /etc/hosts | grep db; cat /etc/resolv.conf; ulimit -n"
     done = cli(
         root,
-        *("run", "-u", "app", "--group-add", "777", "-w", "/tmp", "-h", "box", "--env-file", tmp_path / "env"),
+        *("run", "--rm", "-u", "app", "--group-add", "777", "-w", "/tmp", "-h", "box", "--env-file", tmp_path / "env"),
         *("-e", "B=flag", "-e", "D", "--add-host", "db:10.0.0.9", "--dns", "10.0.0.53", "--ulimit", "nofile=99:100"),
         *("busybox:test", "sh", "-c", script),
         env={**os.environ, "D": "handed on"},
@@ -150,7 +152,7 @@ def test_mounts(root: Path, tmp_path: Path) -> None:
     script = "cat /a/file; touch /a/new || echo read-only; touch /b/new; df -m /t | tail -1; touch /x || echo sealed"
     done = cli(
         root,
-        *("run", "--read-only", "-v", f"{tmp_path}:/a:ro", "--mount", f"type=bind,src={tmp_path},dst=/b"),
+        *("run", "--rm", "--read-only", "-v", f"{tmp_path}:/a:ro", "--mount", f"type=bind,src={tmp_path},dst=/b"),
         *("--tmpfs", "/t:size=5m", "busybox:test", "sh", "-c", script),
     )
     assert done.stdout.splitlines()[:2] == ["content", "read-only"]
@@ -160,27 +162,27 @@ def test_mounts(root: Path, tmp_path: Path) -> None:
 
 
 def test_entrypoint(root: Path) -> None:
-    assert cli(root, "run", "--entrypoint", "echo", "busybox:test", "-n", "x").stdout == "x"
-    assert cli(root, "run", "--entrypoint", "", "busybox:test", "echo", "y").stdout == "y\n"
+    assert cli(root, "run", "--rm", "--entrypoint", "echo", "busybox:test", "-n", "x").stdout == "x"
+    assert cli(root, "run", "--rm", "--entrypoint", "", "busybox:test", "echo", "y").stdout == "y\n"
 
 
 def test_host_programs(root: Path) -> None:
-    assert cli(root, "run", "host", "sh", "-c", "echo $((6*7))").stdout == "42\n"
+    assert cli(root, "run", "--rm", "host", "sh", "-c", "echo $((6*7))").stdout == "42\n"
 
 
 # ── streams ──
 
 
 def test_input_only_when_asked(root: Path) -> None:
-    assert cli(root, "run", "busybox:test", "cat", input="text").stdout == ""
-    assert cli(root, "run", "-i", "busybox:test", "cat", input="text").stdout == "text"
+    assert cli(root, "run", "--rm", "busybox:test", "cat", input="text").stdout == ""
+    assert cli(root, "run", "--rm", "-i", "busybox:test", "cat", input="text").stdout == "text"
 
 
 def test_output_goes_where_ours_goes(root: Path, tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
         script = "echo out; echo err >&2; test -t 1 || echo no terminal"
         subprocess.run(
-            [*COMMAND, "--root", str(root), "run", "busybox:test", "sh", "-c", script],
+            [*COMMAND, "--root", str(root), "run", "--rm", "busybox:test", "sh", "-c", script],
             stdout=out,
             stderr=err,
             check=True,
@@ -212,7 +214,7 @@ TRAPS = 'for s in HUP INT TERM USR1 USR2 QUIT; do trap "echo $s" $s; done; echo 
 
 
 def test_signals_are_handed_on(root: Path) -> None:
-    with started(root, "run", "busybox:test", "sh", "-c", TRAPS) as process:
+    with started(root, "run", "--rm", "busybox:test", "sh", "-c", TRAPS) as process:
         assert line(process) == b"ready\n"
         for name in ("HUP", "INT", "TERM", "USR1", "USR2", "QUIT"):
             process.send_signal(getattr(signal, f"SIG{name}"))
@@ -221,21 +223,21 @@ def test_signals_are_handed_on(root: Path) -> None:
 
 def test_the_first_process_may_end_itself_by_a_signal(root: Path) -> None:
     script = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.05; done"
-    with started(root, "run", "busybox:test", "sh", "-c", script) as process:
+    with started(root, "run", "--rm", "busybox:test", "sh", "-c", script) as process:
         line(process)
         process.terminate()
         assert process.wait(PATIENCE) == 7
 
 
 def test_with_init_a_signal_ends_a_program_that_has_no_handler(root: Path) -> None:
-    with started(root, "run", "--init", "busybox:test", "sh", "-c", "echo ready; exec sleep 60") as process:
+    with started(root, "run", "--rm", "--init", "busybox:test", "sh", "-c", "echo ready; exec sleep 60") as process:
         line(process)
         process.terminate()
         assert process.wait(PATIENCE) == 143
 
 
 def test_without_a_handler_the_third_interrupt_kills(root: Path) -> None:
-    with started(root, "run", "busybox:test", "sh", "-c", "echo ready; exec sleep 60") as process:
+    with started(root, "run", "--rm", "busybox:test", "sh", "-c", "echo ready; exec sleep 60") as process:
         line(process)
         time.sleep(0.1)
         for _ in range(2):
@@ -247,7 +249,7 @@ def test_without_a_handler_the_third_interrupt_kills(root: Path) -> None:
 
 
 def test_signals_stay_here_when_told(root: Path) -> None:
-    with started(root, "run", "--no-sig-proxy", "busybox:test", "sh", "-c", TRAPS) as process:
+    with started(root, "run", "--rm", "--no-sig-proxy", "busybox:test", "sh", "-c", TRAPS) as process:
         line(process)
         process.terminate()
         assert process.wait(PATIENCE) == -signal.SIGTERM
@@ -256,7 +258,7 @@ def test_signals_stay_here_when_told(root: Path) -> None:
 @pytest.mark.parametrize("how", [[], ["--init"], ["-m", "64m", "--pids-limit", "9"]], ids=" ".join)
 def test_kill_9_leaves_nothing(root: Path, how: Sequence[str]) -> None:
     """The leak check after the test looks for what is left."""
-    with started(root, "run", *how, "busybox:test", "sh", "-c", "sleep 60 & echo ready; sleep 60") as process:
+    with started(root, "run", "--rm", *how, "busybox:test", "sh", "-c", "sleep 60 & echo ready; sleep 60") as process:
         line(process)
         process.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
@@ -312,7 +314,7 @@ class Terminal:
 
 
 def test_a_shell_in_a_terminal(root: Path) -> None:
-    with Terminal(root, "run", "-it", "busybox:test", "sh") as terminal:
+    with Terminal(root, "run", "--rm", "-it", "busybox:test", "sh") as terminal:
         terminal.until(b"# ")
         terminal.type("tty; stty size; echo $((6*7))$TERM\n")
         seen = terminal.until(b"42xterm")
@@ -343,14 +345,14 @@ def test_a_shell_in_a_terminal(root: Path) -> None:
     ],
 )
 def test_the_terminal_is_as_before_after_errors(root: Path, arguments: list[str], code: int) -> None:
-    with Terminal(root, "run", *arguments) as terminal:
+    with Terminal(root, "run", "--rm", *arguments) as terminal:
         terminal.until(b"pycontainer: ")
         assert terminal.process.wait(PATIENCE) == code
         assert termios.tcgetattr(terminal.slave) == terminal.before
 
 
 def test_a_terminal_for_output_alone(root: Path) -> None:
-    with Terminal(root, "run", "-t", "busybox:test", "sh", "-c", "tty; echo done; sleep 60") as terminal:
+    with Terminal(root, "run", "--rm", "-t", "busybox:test", "sh", "-c", "tty; echo done; sleep 60") as terminal:
         terminal.until(b"done")
         assert termios.tcgetattr(terminal.slave) == terminal.before
         terminal.process.send_signal(signal.SIGKILL)
@@ -359,7 +361,7 @@ def test_a_terminal_for_output_alone(root: Path) -> None:
 def test_without_t_the_program_never_holds_our_terminal(root: Path) -> None:
     """Whoever holds it could read what is typed, also as an output."""
     script = "for fd in 0 1 2; do test -t $fd && echo holds $fd; done; read text; echo got $text; exit 3"
-    with Terminal(root, "run", "-i", "busybox:test", "sh", "-c", script) as terminal:
+    with Terminal(root, "run", "--rm", "-i", "busybox:test", "sh", "-c", script) as terminal:
         time.sleep(0.2)
         terminal.type("hello\n")
         seen = terminal.until(b"got hello")
@@ -368,14 +370,14 @@ def test_without_t_the_program_never_holds_our_terminal(root: Path) -> None:
 
 
 def test_kill_9_of_a_command_in_a_terminal_leaves_nothing(root: Path) -> None:
-    with Terminal(root, "run", "-it", "busybox:test", "sh") as terminal:
+    with Terminal(root, "run", "--rm", "-it", "busybox:test", "sh") as terminal:
         terminal.until(b"# ")
         terminal.process.kill()
 
 
 def test_a_terminal_that_is_hung_up_ends_it_all(root: Path) -> None:
     """A first process without a handler would not notice; nobody could ever end it."""
-    with Terminal(root, "run", "-it", "busybox:test", "sh", "-c", "echo ready; exec sleep 60") as terminal:
+    with Terminal(root, "run", "--rm", "-it", "busybox:test", "sh", "-c", "echo ready; exec sleep 60") as terminal:
         terminal.until(b"ready")
         time.sleep(0.2)
         terminal.hang_up()
@@ -396,8 +398,8 @@ def own(tmp_path: Path, busybox_rootfs: Path) -> Path:
 
 
 def test_import_and_run(own: Path) -> None:
-    assert cli(own, "run", "box:1").stdout == "hi\n"
-    assert cli(own, "run", "box:1", "sh", "-c", "echo $A; id -un").stdout == "1\napp\n"
+    assert cli(own, "run", "--rm", "box:1").stdout == "hi\n"
+    assert cli(own, "run", "--rm", "box:1", "sh", "-c", "echo $A; id -un").stdout == "1\napp\n"
 
 
 def test_images_are_listed(own: Path) -> None:
@@ -448,7 +450,7 @@ def test_a_tar_from_the_input(own: Path, busybox_rootfs: Path, tmp_path: Path) -
     with tar.open("rb") as file:
         done = cli(own, "import", "-m", "by hand", "--platform", "linux/x86_64", "-", "piped:1", stdin=file)
     assert done.returncode == 0, done.stderr
-    assert cli(own, "run", "piped:1", "echo", "x").stdout == "x\n"
+    assert cli(own, "run", "--rm", "piped:1", "echo", "x").stdout == "x\n"
 
 
 def test_a_store_loads_as_the_layout_it_is(own: Path, tmp_path: Path) -> None:

@@ -71,10 +71,10 @@ def test_the_whole_way(call: Call, registry: Registry, busybox_rootfs: Path, tmp
 
     never = call("run", "--pull", "never", name, "true")
     assert (never.returncode, "no image" in never.stderr) == (125, True)
-    ran = call("run", name, "echo", "hello")
+    ran = call("run", "--rm", name, "echo", "hello")
     assert (ran.returncode, ran.stdout) == (0, "hello\n")
     assert "pulling it" in ran.stderr
-    assert call("run", "--pull=always", name, "echo", "x").stdout == "x\n"
+    assert call("run", "--rm", "--pull=always", name, "echo", "x").stdout == "x\n"
     assert call("rmi", name).returncode == 0
 
     fresh = call("pull", f"{registry.host}/tools/busybox:1")

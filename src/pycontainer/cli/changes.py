@@ -1,4 +1,4 @@
-"""``--change`` of ``import``: instructions of a Dockerfile that set an image's configuration."""
+"""``--change`` of ``import`` and ``commit``: instructions of a Dockerfile that set an image's configuration."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
+import attrs
+
 from pycontainer import ImageConfig
 
 _SHELL = ("/bin/sh", "-c")
 _PORT = re.compile(r"\d{1,5}(-\d{1,5})?(/(tcp|udp|sctp))?")
 
 
-def parse_changes(lines: Iterable[str]) -> ImageConfig:
+def parse_changes(lines: Iterable[str], base: ImageConfig | None = None) -> ImageConfig:
     """Return the configuration that instructions make.
 
     Args:
         lines: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME and WORKDIR, one instruction each.
+        base: what they change; nothing when not given.
 
     Raises:
         ValueError: one cannot be read.
@@ -26,7 +29,9 @@ def parse_changes(lines: Iterable[str]) -> ImageConfig:
     >>> parse_changes(['CMD ["sleep", "1"]', "ENV A=1 B='2 3'"]).env
     {'A': '1', 'B': '2 3'}
     """
-    found: dict[str, Any] = {"env": {}, "labels": {}, "exposed_ports": (), "volumes": ()}
+    base = base or ImageConfig()
+    found = {field.name: getattr(base, field.name) for field in attrs.fields(ImageConfig)}
+    found |= {"env": dict(base.env), "labels": dict(base.labels)}
     for line in lines:
         name, _, rest = line.strip().partition(" ")
         rest = rest.strip()

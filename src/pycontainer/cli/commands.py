@@ -10,7 +10,11 @@ import click
 from pycontainer.cli import Settings
 
 _MODULES = {
+    "commit": "containers",
+    "create": "containers",
+    "diff": "containers",
     "doctor": "host",
+    "export": "containers",
     "images": "images",
     "import": "archives",
     "info": "host",
@@ -18,13 +22,17 @@ _MODULES = {
     "load": "archives",
     "login": "registry",
     "logout": "registry",
+    "ps": "containers",
     "pull": "registry",
     "push": "registry",
+    "rename": "containers",
+    "rm": "containers",
     "rmi": "images",
     "run": "run",
     "run-bundle": "run",
     "save": "archives",
     "search": "registry",
+    "start": "containers",
     "tag": "images",
     "version": "host",
 }
@@ -38,6 +46,17 @@ _IMAGE = {
     "rm": "rmi",
     "save": "save",
     "tag": "tag",
+}
+# Only in a group.
+_GROUPED = {
+    "container-inspect": "containers",
+    "container-prune": "containers",
+}
+_CONTAINER = {
+    **{name: name for name in ("commit", "create", "diff", "export", "ps", "rename", "rm", "run", "start")},
+    "inspect": "container-inspect",
+    "ls": "ps",
+    "prune": "container-prune",
 }
 
 
@@ -61,7 +80,7 @@ class Commands(click.Group):
         name = self._names.get(cmd_name)
         if name is None:
             return super().get_command(ctx, cmd_name)
-        module = importlib.import_module(f"pycontainer.cli.{_MODULES[name]}")
+        module = importlib.import_module(f"pycontainer.cli.{(_MODULES | _GROUPED)[name]}")
         found: click.Command = getattr(module, name.replace("-", "_") + "_command")
         return found
 
@@ -101,3 +120,4 @@ pycontainer = Commands(
     ],
 )
 pycontainer.add_command(Commands("image", _IMAGE, help="Work with images.", no_args_is_help=True))
+pycontainer.add_command(Commands("container", _CONTAINER, help="Work with containers.", no_args_is_help=True))

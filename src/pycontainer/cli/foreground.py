@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pycontainer import Engine, Image, NotFound, Result
+from pycontainer import Container, Engine, Image, NotFound, Result, Unsupported
 from pycontainer.cli import Settings, flags, options, tell
 from pycontainer.cli.terminal import Foreground, output, typed_input
 
@@ -64,16 +64,70 @@ def run(settings: Settings, image: str, command: Sequence[str], given: dict[str,
         given: the flags, by the keys of `options.RUN`.
     """
     settings.runs = True
+    if given["detach"]:
+        msg = "this version runs containers in the foreground only: leave out -d"
+        raise Unsupported(msg)
     arguments = run_arguments(given)
     with Engine(settings.root) as engine:
         found = find_image(engine, image, given["pull"])
-        return _in_foreground(
-            lambda **streams: engine.run(found, command or None, **arguments, **streams),
-            tty=given["tty"],
-            interactive=given["interactive"],
-            proxy=given["sig_proxy"],
-            timeout=given["timeout"],
-        )
+        if given["rm"] and not any(given[name] for name in ("name", "label", "cidfile")):
+            return _in_foreground(
+                lambda **streams: engine.run(found, command or None, **arguments, **streams),
+                tty=given["tty"],
+                interactive=given["interactive"],
+                proxy=given["sig_proxy"],
+                timeout=given["timeout"],
+            )
+        container = create(engine, found, command, arguments, given)
+        try:
+            return attach(container, given)
+        finally:
+            if given["rm"]:
+                container.remove(force=True)
+
+
+def create(
+    engine: Engine, image: Image | str, command: Sequence[str], arguments: dict[str, Any], given: dict[str, Any]
+) -> Container:
+    """Make a container that is kept.
+
+    Args:
+        engine: where.
+        image: what :func:`find_image` gave.
+        command: program and arguments, empty for the image's.
+        arguments: what :func:`run_arguments` gave.
+        given: the flags, by the keys of `options.CREATE`.
+    """
+    labels = {name: value for name, _, value in (text.partition("=") for text in given["label"])}
+    path = given["cidfile"]
+    if path and os.path.lexists(path):
+        msg = f"{path} is there already: remove it, or name another file with --cidfile"
+        raise ValueError(msg)
+    container = engine.containers.create(image, command or None, name=given["name"], labels=labels, **arguments)
+    if path:
+        try:
+            with open(path, "x", encoding="ascii") as file:  # noqa: PTH123 - Path is slow to use
+                file.write(container.id)
+        except OSError:
+            container.remove()
+            raise
+    return container
+
+
+def attach(container: Container, given: dict[str, Any]) -> int:
+    """Run a container that is kept; return the exit status.
+
+    Args:
+        container: which.
+        given: the flags ``interactive`` and those of `options.FOREGROUND`, by their keys.
+    """
+    return _in_foreground(
+        container.run,
+        tty=container.tty,
+        interactive=given["interactive"],
+        proxy=given["sig_proxy"],
+        timeout=given["timeout"],
+    )
 
 
 def run_arguments(given: dict[str, Any]) -> dict[str, Any]:

@@ -200,20 +200,29 @@ def document(image: Image) -> dict[str, object]:
     }
 
 
-@click.command("inspect", short_help="Show all that is known of images.")
-@click.argument("names", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("-f", "--format", "layout", metavar="FORMAT", help="json or a Go template, for each image.")
-@click.option("--type", "kind", type=click.Choice(["image"]), help="Accepted: there are only images.")
+def _known(engine: Engine, name: str, kind: str | None) -> dict[str, Any]:
+    """Return what is known of a container or an image; a container comes first, as in docker."""
+    from pycontainer.cli import containers
+
+    if kind == "container" or (kind is None and engine.containers.exists(name)):
+        return containers.document(engine.containers.get(name))
+    return document(engine.images.get(name))
+
+
+@click.command("inspect", short_help="Show all that is known of images and containers.")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.option("-f", "--format", "layout", metavar="FORMAT", help="json or a Go template, for each of them.")
+@click.option("--type", "kind", type=click.Choice(["image", "container"]), help="What is meant; a container first.")
 @_PASS
-def inspect_command(settings: Settings, names: Sequence[str], layout: str | None, kind: str | None) -> int:  # noqa: ARG001
-    """Show images as JSON."""
+def inspect_command(settings: Settings, names: Sequence[str], layout: str | None, kind: str | None) -> int:
+    """Show images and containers as JSON."""
     template = None if layout in (None, "", "json") else Template(str(layout))
     found: list[dict[str, Any]] = []
     code = 0
     with Engine(settings.root) as engine:
         for name in names:
             try:
-                found.append(document(engine.images.get(name)))
+                found.append(_known(engine, name, kind))
             except Error as error:
                 tell(error)
                 code = FAILED

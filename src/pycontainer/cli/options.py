@@ -99,12 +99,16 @@ FOREGROUND = (
     _switch("--sig-proxy", default=True, opposite="--no-sig-proxy", help="Hand signals on to it (default)."),
     _value("--timeout", kind=_seconds, metavar="SECONDS", help="Kill it after so long."),
 )
-RUN = (
+IDENTITY = (
+    _value("--name", metavar="NAME", help="What it is called; a random name when not given."),
+    _many("-l", "--label", metavar="NAME[=VALUE]", help="Label it."),
+    _value("--cidfile", metavar="FILE", help="Write its id to a new file."),
+)
+CREATE = (
+    *IDENTITY,
     _value("--pull", kind=_pull, default="missing", metavar="missing|always|never", help="When to pull (missing)."),
-    _switch("--rm", help="Remove it at the end; always so in this version."),
     _switch("-i", "--interactive", help="Give it the standard input."),
     _switch("-t", "--tty", help="Give it a terminal."),
-    *FOREGROUND,
     _value("--entrypoint", metavar="PROGRAM", help="Run this instead of the image's entrypoint."),
     _many("-e", "--env", metavar="NAME[=VALUE]", help="Set an environment variable, or hand it on."),
     _many("--env-file", metavar="FILE", help="Read environment variables from a file."),
@@ -144,6 +148,12 @@ RUN = (
     _many("--cap-drop", metavar="CAPABILITY", help="Take a capability away, or ALL."),
     _switch("--privileged", help="All capabilities and devices, nothing filtered: no isolation."),
     _many("--security-opt", metavar="OPTION", help="seccomp=FILE, seccomp=unconfined, no-new-privileges."),
+)
+RUN = (
+    _switch("--rm", help="Remove it at the end."),
+    _switch("-d", "--detach", help="Not in this version."),
+    *FOREGROUND,
+    *CREATE,
 )
 
 

@@ -54,7 +54,7 @@ run_command = click.Command(
     "run",
     callback=_run,
     context_settings={"allow_interspersed_args": False, "max_content_width": 120},
-    help="""Run a program in a new container of an image, wait for it, remove the container.
+    help="""Run a program in a new container of an image and wait for it. With --rm the container is removed then.
 
     Without a command, the image's own runs. IMAGE is a reference, an id, or 'host': the programs of this host.
 

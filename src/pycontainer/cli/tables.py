@@ -72,7 +72,12 @@ def age_words(created: dt.datetime | None, now: dt.datetime) -> str:
     """
     if created is None:
         return "N/A"
-    return f"{_duration((now - created).total_seconds())} ago"
+    return f"{duration_words(created, now)} ago"
+
+
+def duration_words(since: dt.datetime, now: dt.datetime) -> str:
+    """Return how much time lies between two moments, as docker says it."""
+    return _duration((now - since).total_seconds())
 
 
 def _duration(seconds: float) -> str:

@@ -183,7 +183,7 @@ def as_go_unpacks(found: Description, picture: Picture, *, old_times: bool, pare
         ("odd", ["docker-archive", "oci-archive"]),
         ("chain", ["docker-archive"]),
         ("node_modules", ["oci-archive"]),
-        ("debian", ["oci-archive"]),
+        ("debian", ["docker-archive"]),
     ],
 )
 def test_through_podman(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+import io
 import json
+import os
+import threading
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pycontainer import ImageConfig
+from pycontainer import ImageConfig, Progress
 from pycontainer.cli.changes import parse_changes
+from pycontainer.cli.filters import list_filters, parse_time, prune_filters
+from pycontainer.cli.progress import Lines, live_bars
 from pycontainer.cli.tables import age_words, align, format_rows, size_words
 from pycontainer.cli.template import Template, TemplateError
 
@@ -165,3 +171,120 @@ def test_any_change_is_read_or_refused(text: str) -> None:
             parse_changes([f"{name} {text}"])
         except ValueError:
             continue
+
+
+# ── filters ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+NOW = dt.datetime(2024, 6, 1, 12, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("24h", "2024-05-31T12:00:00+00:00"),
+        ("1h30m", "2024-06-01T10:30:00+00:00"),
+        ("1.5h", "2024-06-01T10:30:00+00:00"),
+        ("90s", "2024-06-01T11:58:30+00:00"),
+        ("1500ms", "2024-06-01T11:59:58.500000+00:00"),
+        ("0", "1970-01-01T00:00:00+00:00"),
+        ("1700000000", "2023-11-14T22:13:20+00:00"),
+        ("2024-01-31T12:00:00Z", "2024-01-31T12:00:00+00:00"),
+        ("2024-01-31T12:00:00+02:00", "2024-01-31T10:00:00+00:00"),
+    ],
+)
+def test_times(text: str, moment: str) -> None:
+    assert parse_time(text, NOW).isoformat() == moment
+
+
+def test_a_time_without_a_zone_is_local() -> None:
+    assert parse_time("2024-01-31", NOW) == dt.datetime(2024, 1, 31).astimezone(dt.UTC)
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "1d", "h", "9" * 30, "9" * 30 + "h", "2024-13-01"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(ValueError, match="not a time"):
+        parse_time(text, NOW)
+
+
+def test_filters() -> None:
+    texts = ["label=a", "label=b=c", "reference=x", "dangling=0", "before=i", "since=j", "until=1h"]
+    assert list_filters(texts, NOW) == {
+        "label": ["a", "b=c"],
+        "reference": ["x"],
+        "dangling": False,
+        "before": "i",
+        "since": "j",
+        "until": NOW - dt.timedelta(hours=1),
+    }
+    assert prune_filters(["label!=a=b", "dangling=false"], NOW) == {"without_label": ["a=b"], "all": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("label", "NAME=VALUE"),
+        ("colour=red", "there is no filter 'colour'; there are before, dangling"),
+        ("dangling=perhaps", "true or false"),
+        ("until=later", "not a time"),
+    ],
+)
+def test_filters_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        list_filters([text], NOW)
+    with pytest.raises(ValueError, match="given twice"):
+        list_filters(["before=a", "before=b"], NOW)
+
+
+# ── progress ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+DIGESTS = [f"sha256:{number:064x}" for number in range(1 << 252, (1 << 252) + 30)]
+
+
+def events() -> list[Progress]:
+    found = [Progress("waiting", name, 0, 100, 0, 3000) for name in DIGESTS]
+    found += [Progress("downloading", name, 50, 100, 50 * number, 3000) for number, name in enumerate(DIGESTS)]
+    found += [Progress("done", name, 100, 100, 100 * number, 3000) for number, name in enumerate(DIGESTS)]
+    return [*found, Progress("exists", "a/tar", 0, 0), Progress("image", DIGESTS[0], 3000, 3000, 3000, 3000)]
+
+
+def test_lines_tell_each_state_once() -> None:
+    stream = io.StringIO()
+    lines = Lines(stream)
+    for event in events() * 2:
+        lines(event)
+    told = stream.getvalue().splitlines()
+    assert told[0] == "100000000000: Waiting"
+    assert told.count("a/tar: Already exists") == 1
+    assert "100000000000: Complete" in told
+
+
+def test_bars_fit_on_the_terminal_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    primary, secondary = os.openpty()
+    read: list[bytes] = []
+
+    def drain() -> None:
+        while True:
+            try:
+                data = os.read(primary, 1 << 16)
+            except OSError:  # EIO: the other side is closed
+                return
+            read.append(data)
+
+    reader = threading.Thread(target=drain)
+    reader.start()
+    with os.fdopen(secondary, "w") as stream, live_bars(stream) as report:
+        for event in events()[:40]:
+            report(event)
+        stream.flush()
+        time.sleep(0.3)  # ten pictures a second
+        for event in events()[40:]:
+            report(event)
+    reader.join()
+    os.close(primary)
+    shown = b"".join(read).decode()
+    assert "of 30 layers" in shown
+    assert "Downloading" in shown
+    pictures = shown.split("\x1b[1A")
+    assert max(picture.count("\n") for picture in pictures) <= 9

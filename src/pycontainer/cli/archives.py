@@ -13,6 +13,7 @@ import click
 from pycontainer import Engine
 from pycontainer.cli import Settings
 from pycontainer.cli.changes import parse_changes
+from pycontainer.cli.progress import shown
 
 _PASS = click.make_pass_decorator(Settings)
 
@@ -31,13 +32,13 @@ def _input() -> IO[bytes]:
 @click.option("--platform", metavar="OS/ARCH", help="Which of an image for several platforms; all others must fit.")
 @click.option("-q", "--quiet", is_flag=True, help="Show nothing meanwhile.")
 @_PASS
-def load_command(settings: Settings, path: Path | None, platform: str | None, quiet: bool) -> None:  # noqa: ARG001, FBT001
+def load_command(settings: Settings, path: Path | None, platform: str | None, quiet: bool) -> None:  # noqa: FBT001
     """Load the images of an archive made by docker save, podman save, skopeo or umoci, or of an OCI layout.
 
     From the standard input, it is first written to a file in the store.
     """
-    with Engine(settings.root) as engine:
-        loaded = engine.images.load_all(path or _input(), platform=platform)
+    with Engine(settings.root) as engine, shown(quiet=quiet) as progress:
+        loaded = engine.images.load_all(path or _input(), platform=platform, progress=progress)
     for image in loaded:
         if not image.references:
             click.echo(f"Loaded image ID: {image.id}")
@@ -62,17 +63,18 @@ def import_command(  # noqa: PLR0917 - click calls it by name
     changes: Sequence[str],
     message: str,
     platform: str | None,
-    quiet: bool,  # noqa: ARG001, FBT001 - click's
+    quiet: bool,  # noqa: FBT001 - click's
 ) -> None:
     """Make an image of one layer from a directory or a tar; print its id."""
     config = parse_changes(changes)
-    with Engine(settings.root) as engine:
+    with Engine(settings.root) as engine, shown(quiet=quiet) as progress:
         image = engine.images.import_rootfs(
             _input() if source == "-" else source,
             reference=reference,
             config=config,
             message=message,
             platform=platform,
+            progress=progress,
         )
     click.echo(image.id)
 
@@ -100,7 +102,7 @@ def save_command(
     path: Path | None,
     form: Any,  # noqa: ANN401 - one of a choice
     compress: Any,  # noqa: ANN401
-    quiet: bool,  # noqa: ARG001, FBT001 - click's
+    quiet: bool,  # noqa: FBT001 - click's
     _several: bool,  # noqa: FBT001
 ) -> None:
     """Write images to an archive for docker, podman, skopeo, containerd or pycontainer load.
@@ -113,5 +115,6 @@ def save_command(
     if path is None and os.isatty(1):
         msg = "an archive is not for a terminal; name a file with -o, or redirect the output"
         raise ValueError(msg)
-    with Engine(settings.root) as engine:
-        engine.images.save(sys.stdout.buffer if path is None else path, *names, format=form, compress=compress)
+    target = sys.stdout.buffer if path is None else path
+    with Engine(settings.root) as engine, shown(quiet=quiet) as progress:
+        engine.images.save(target, *names, format=form, compress=compress, progress=progress)

@@ -15,10 +15,11 @@ _MODULES = {
     "diff": "containers",
     "doctor": "host",
     "export": "containers",
+    "history": "inspect",
     "images": "images",
     "import": "archives",
     "info": "host",
-    "inspect": "images",
+    "inspect": "inspect",
     "load": "archives",
     "login": "registry",
     "logout": "registry",
@@ -34,23 +35,31 @@ _MODULES = {
     "search": "registry",
     "start": "containers",
     "tag": "images",
+    "untag": "images",
     "version": "host",
 }
 _IMAGE = {
+    "exists": "image-exists",
+    "history": "history",
     "import": "import",
-    "inspect": "inspect",
+    "inspect": "image-inspect",
     "load": "load",
     "ls": "images",
+    "prune": "image-prune",
     "pull": "pull",
     "push": "push",
     "rm": "rmi",
     "save": "save",
     "tag": "tag",
+    "untag": "untag",
 }
 # Only in a group.
 _GROUPED = {
     "container-inspect": "containers",
     "container-prune": "containers",
+    "image-exists": "images",
+    "image-inspect": "inspect",
+    "image-prune": "images",
 }
 _CONTAINER = {
     **{name: name for name in ("commit", "create", "diff", "export", "ps", "rename", "rm", "run", "start")},

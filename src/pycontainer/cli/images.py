@@ -1,25 +1,24 @@
-"""``images``, ``tag``, ``rmi`` and ``inspect``: images, as docker's commands of these names."""
+"""``images``, ``tag``, ``untag``, ``rmi``, ``image exists`` and ``image prune``, as docker's and podman's commands."""
 
 from __future__ import annotations
 
 import datetime as dt
-import fnmatch
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import click
 
 from pycontainer import Engine, Error, Image, NotFound
 from pycontainer.cli import FAILED, Settings, tell
+from pycontainer.cli.filters import list_filters, prune_filters
 from pycontainer.cli.tables import age_words, format_rows, size_words
-from pycontainer.cli.template import Template, to_json
+from pycontainer.names import matches, parse_reference
 
 _NONE = "<none>"
 _TABLE = "table {{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
 _TABLE_DIGESTS = "table {{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
-_TITLES = {"ID": "IMAGE ID", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT"}
+_TITLES = {"ID": "IMAGE ID", "CreatedSince": "CREATED", "CreatedAt": "CREATED AT", "SharedSize": "SHARED SIZE"}
+_TITLES |= {"UniqueSize": "UNIQUE SIZE", "VirtualSize": "SIZE"}
 _PASS = click.make_pass_decorator(Settings)
 
 
@@ -36,60 +35,45 @@ def split_reference(reference: str) -> tuple[str, str]:
 # ── images ──
 
 
-def rows_of(image: Image, *, whole: bool, now: dt.datetime) -> Iterator[dict[str, object]]:
-    """Give a row for each name of an image, or one for an image without."""
-    for reference in image.references or (f"{_NONE}:{_NONE}",):
+def rows_of(
+    image: Image, *, whole: bool, now: dt.datetime, patterns: Sequence[str] = ()
+) -> Iterator[dict[str, object]]:
+    """Give a row for each name of an image that a pattern fits, or one for an image without a name."""
+    names = [name for name in image.references if _fits(name, patterns)] or [f"{_NONE}:{_NONE}"]
+    pinned = dict(text.split("@") for text in image.repo_digests)
+    for reference in names:
         repository, tag = split_reference(reference)
         yield {
             "Repository": repository,
             "Tag": tag,
             "ID": image.id if whole else image.short_id,
-            "Digest": image.digest,
+            "Digest": pinned.get(repository, image.digest),
             "CreatedSince": age_words(image.created, now),
             "CreatedAt": str(image.created.replace(microsecond=0)) if image.created else "N/A",
             "Size": size_words(image.size),
+            "VirtualSize": size_words(image.size),
+            "SharedSize": "N/A",  # as docker: it takes a look at all images, system df does that
+            "UniqueSize": "N/A",
+            "Containers": "N/A",
         }
 
 
-def _matches(row: Mapping[str, object], image: Image, filters: Sequence[tuple[str, str]]) -> bool:
-    by_key: dict[str, list[str]] = {}
-    for key, value in filters:
-        by_key.setdefault(key, []).append(value)
-    return all(
-        (all if key == "label" else any)(_match(row, image, key, value) for value in values)
-        for key, values in by_key.items()
-    )
-
-
-def _match(row: Mapping[str, object], image: Image, key: str, value: str) -> bool:
-    if key == "dangling":
-        if value.lower() not in ("true", "false", "1", "0"):
-            msg = f"the filter dangling is true or false, not {value!r}"
-            raise ValueError(msg)
-        return (not image.references) == (value.lower() in ("true", "1"))
-    if key == "reference":
-        repository, name = str(row["Repository"]), f"{row['Repository']}:{row['Tag']}"
-        return bool(image.references) and any(fnmatch.fnmatchcase(text, value) for text in (repository, name))
-    if key == "label":
-        name, equals, wanted = value.partition("=")
-        return name in image.config.labels and (not equals or image.config.labels[name] == wanted)
-    msg = f"there is no filter {key!r}; there are dangling, label and reference"
-    raise ValueError(msg)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        msg = f"a filter is NAME=VALUE, not {text!r}"
-        raise ValueError(msg)
-    return key, value
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(matches(pattern, parse_reference(name)) for pattern in patterns)
 
 
 @click.command("images", short_help="List images.")
 @click.argument("reference", required=False)
 @click.option("-a", "--all", "_all", is_flag=True, help="Accepted: there are no hidden images.")
 @click.option("--digests", is_flag=True, help="Show digests of manifests.")
-@click.option("-f", "--filter", "filters", multiple=True, metavar="NAME=VALUE", help="dangling, label or reference.")
+@click.option(
+    "-f",
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="before=IMAGE, dangling=BOOL, label=NAME[=VALUE], reference=PATTERN, since=IMAGE or until=TIME.",
+)
 @click.option("--format", "layout", metavar="FORMAT", help="table, json, 'table TEMPLATE' or a Go template.")
 @click.option("--no-trunc", is_flag=True, help="Show whole ids.")
 @click.option("-q", "--quiet", is_flag=True, help="Show ids only.")
@@ -104,24 +88,22 @@ def images_command(  # noqa: PLR0917 - click calls it by name
     no_trunc: bool,  # noqa: FBT001
     quiet: bool,  # noqa: FBT001
 ) -> None:
-    """List images, the newest first."""
+    """List images, the newest first; those whose name is like REFERENCE, a pattern as "debian:1*"."""
     now = dt.datetime.now(dt.UTC)
-    pairs = [_pair(text) for text in filters]
-    if reference is not None:
-        pairs.append(("reference", reference))
+    asked = list_filters([*filters, *([f"reference={reference}"] if reference is not None else [])], now)
+    patterns = asked.get("reference", ())
     with Engine(settings.root) as engine:
         rows = [
             row
-            for image in engine.images.list()
-            for row in rows_of(image, whole=no_trunc, now=now)
-            if _matches(row, image, pairs)
+            for image in engine.images.list(**asked)
+            for row in rows_of(image, whole=no_trunc, now=now, patterns=patterns)
         ]
     if layout in (None, "table"):
         layout = "{{.ID}}" if quiet else _TABLE_DIGESTS if digests else _TABLE
     click.echo(format_rows(rows, _TITLES, str(layout)), nl=False)
 
 
-# ── tag, rmi ──
+# ── tag, untag, rmi ──
 
 
 @click.command("tag", short_help="Give an image one more name.")
@@ -134,102 +116,86 @@ def tag_command(settings: Settings, source: str, target: str) -> None:
         engine.images.tag(source, target)
 
 
+@click.command("untag", short_help="Take names from an image, which stays.")
+@click.argument("name", metavar="IMAGE")
+@click.argument("references", nargs=-1, metavar="[REFERENCE...]")
+@_PASS
+def untag_command(settings: Settings, name: str, references: Sequence[str]) -> None:
+    """Take the names given from IMAGE, or all that it has; the image itself stays."""
+    with Engine(settings.root) as engine:
+        engine.images.untag(name, *references)
+
+
 @click.command("rmi", short_help="Remove images.")
 @click.argument("names", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("-f", "--force", is_flag=True, help="By id, also with several names; no complaint when there is none.")
+@click.option(
+    "-f",
+    "--force",
+    is_flag=True,
+    help="By id, also with several names; of an image in use, take the name. No complaint when there is none.",
+)
+@click.option("--no-prune", "_no_prune", is_flag=True, help="Accepted: layers that others need always stay.")
 @_PASS
-def rmi_command(settings: Settings, names: Sequence[str], force: bool) -> int:  # noqa: FBT001 - click's
+def rmi_command(settings: Settings, names: Sequence[str], force: bool, _no_prune: bool) -> int:  # noqa: FBT001 - click's
     """Take names from images; an image without a name left is deleted. By an id, the image is deleted."""
     code = 0
     with Engine(settings.root) as engine:
         for name in names:
             try:
-                for line in _remove(engine, name, force=force):
-                    click.echo(line)
+                gone = engine.images.remove(name, force=force)
             except NotFound as error:
                 if not force:
                     tell(error)
                     code = FAILED
+                continue
             except Error as error:
                 tell(error)
                 code = FAILED
+                continue
+            for text in gone.untagged:
+                click.echo(f"Untagged: {text}")
+            for text in gone.deleted:
+                click.echo(f"Deleted: {text}")
     return code
 
 
-def _remove(engine: Engine, name: str, *, force: bool) -> list[str]:
-    before = engine.images.get(name)
-    engine.images.remove(name, force=force)
-    try:
-        left = engine.images.get(before.id).references
-    except NotFound:
-        return [*(f"Untagged: {reference}" for reference in before.references), f"Deleted: {before.id}"]
-    return [f"Untagged: {reference}" for reference in before.references if reference not in left]
+# ── image exists, image prune ──
 
 
-# ── inspect ──
-
-
-def document(image: Image) -> dict[str, object]:
-    """Return what docker's ``inspect`` tells of an image, by the same names."""
-    config = image.config
-    return {
-        "Id": image.id,
-        "RepoTags": list(image.references),
-        "RepoDigests": [f"{split_reference(reference)[0]}@{image.digest}" for reference in image.references],
-        "Created": image.created.isoformat().replace("+00:00", "Z") if image.created else None,
-        "Config": {
-            "User": config.user,
-            "ExposedPorts": {port: {} for port in config.exposed_ports} or None,
-            "Env": [f"{name}={value}" for name, value in config.env.items()],
-            "Entrypoint": None if config.entrypoint is None else list(config.entrypoint),
-            "Cmd": None if config.command is None else list(config.command),
-            "Volumes": {path: {} for path in config.volumes} or None,
-            "WorkingDir": config.workdir,
-            "Labels": dict(config.labels) or None,
-            "StopSignal": config.stop_signal,
-        },
-        "Architecture": image.architecture,
-        "Variant": image.variant,
-        "Os": image.os,
-        "Size": image.size,
-        "RootFS": {"Type": "layers", "Layers": list(image.layers)},
-        "Mounts": [
-            {"Type": mount.type, "Source": mount.source, "Destination": mount.target, "RW": not mount.read_only}
-            for mount in image.mounts
-        ],
-    }
-
-
-def _known(engine: Engine, name: str, kind: str | None) -> dict[str, Any]:
-    """Return what is known of a container or an image; a container comes first, as in docker."""
-    from pycontainer.cli import containers
-
-    if kind == "container" or (kind is None and engine.containers.exists(name)):
-        return containers.document(engine.containers.get(name))
-    return document(engine.images.get(name))
-
-
-@click.command("inspect", short_help="Show all that is known of images and containers.")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
-@click.option("-f", "--format", "layout", metavar="FORMAT", help="json or a Go template, for each of them.")
-@click.option("--type", "kind", type=click.Choice(["image", "container"]), help="What is meant; a container first.")
+@click.command("exists", short_help="Tell by the exit status whether there is an image.")
+@click.argument("name", metavar="IMAGE")
 @_PASS
-def inspect_command(settings: Settings, names: Sequence[str], layout: str | None, kind: str | None) -> int:
-    """Show images and containers as JSON."""
-    template = None if layout in (None, "", "json") else Template(str(layout))
-    found: list[dict[str, Any]] = []
-    code = 0
+def image_exists_command(settings: Settings, name: str) -> int:
+    """End with status 0 when there is IMAGE, with 1 when there is none."""
     with Engine(settings.root) as engine:
-        for name in names:
-            try:
-                found.append(_known(engine, name, kind))
-            except Error as error:
-                tell(error)
-                code = FAILED
-    if template is not None:
-        sys.stdout.write("".join(f"{template.render(item)}\n" for item in found))
-    elif layout == "json":
-        sys.stdout.write(to_json(found) + "\n")
-    else:
-        sys.stdout.write(json.dumps(found, indent=4, ensure_ascii=False) + "\n")
-    return code
+        return 0 if engine.images.exists(name) else FAILED
+
+
+@click.command("prune", short_help="Delete images that nobody needs.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also those that have names, if no container uses them.")
+@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@click.option(
+    "--filter", "filters", multiple=True, metavar="NAME=VALUE", help="label=NAME[=VALUE], label!=… or until=TIME."
+)
+@_PASS
+def image_prune_command(settings: Settings, everything: bool, force: bool, filters: Sequence[str]) -> None:  # noqa: FBT001
+    """Delete images without a name that no container uses."""
+    asked = prune_filters(filters, dt.datetime.now(dt.UTC))
+    everything = asked.pop("all", everything)
+    if not force:
+        what = "images without at least one container associated to them" if everything else "dangling images"
+        if not sys.stdin.isatty():
+            msg = "there is no terminal to ask on; give --force"
+            raise ValueError(msg)
+        if not click.confirm(f"WARNING! This will remove all {what}.\nAre you sure you want to continue?"):
+            return
+    with Engine(settings.root) as engine:
+        gone = engine.images.prune(all=everything, **asked)
+    if gone.deleted:
+        click.echo("Deleted Images:")
+        for text in gone.untagged:
+            click.echo(f"untagged: {text}")
+        for text in gone.deleted:
+            click.echo(f"deleted: {text}")
+        click.echo()
+    click.echo(f"Total reclaimed space: {size_words(gone.size)}")

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from pycontainer import Engine, Image, NotFound, Progress, Registries, SearchResult
+from pycontainer import Engine, Image, NotFound, Registries, SearchResult
 from pycontainer.cli import Settings, tell
 from pycontainer.cli.images import split_reference
+from pycontainer.cli.progress import shown
 from pycontainer.cli.tables import format_rows
 
 _PASS = click.make_pass_decorator(Settings)
@@ -17,16 +18,6 @@ _HUB = "docker.io"
 _SHORT = 45  # characters of a description
 _SEARCH = "table {{.Name}}\t{{.Description}}\t{{.StarCount}}\t{{.IsOfficial}}"
 _TITLES = {"StarCount": "STARS", "IsOfficial": "OFFICIAL"}
-_ID_DIGITS = 12
-_WORDS = {
-    "waiting": "Waiting",
-    "downloading": "Downloading",
-    "uploading": "Pushing",
-    "verifying": "Verifying",
-    "applying": "Extracting",
-    "exists": "Already exists",
-    "done": "Complete",
-}
 
 # ── login, logout ──
 
@@ -116,20 +107,6 @@ def _condition(text: str) -> Callable[[SearchResult], bool]:
 # ── pull, push ──
 
 
-class _Lines:
-    """Writes a line for each change of a layer's state."""
-
-    def __init__(self) -> None:
-        self._told: dict[str, str] = {}
-
-    def __call__(self, event: Progress) -> None:
-        """Take an event."""
-        if event.state == "image" or self._told.get(event.name) == event.state:
-            return
-        self._told[event.name] = event.state
-        click.echo(f"{event.name.partition(':')[2][:_ID_DIGITS]}: {_WORDS.get(event.state, event.state)}")
-
-
 @click.command("pull", short_help="Pull an image from a registry.")
 @click.argument("name")
 @click.option("-a", "--all-tags", is_flag=True, help="Pull every tag of the repository.")
@@ -138,8 +115,7 @@ class _Lines:
 @_PASS
 def pull_command(settings: Settings, name: str, all_tags: bool, platform: str | None, quiet: bool) -> None:  # noqa: FBT001
     """Bring an image from its registry; only what is missing is fetched."""
-    progress = None if quiet else _Lines()
-    with Engine(settings.root) as engine:
+    with Engine(settings.root) as engine, shown(quiet=quiet, lines=sys.stdout) as progress:
         if all_tags:
             for image in engine.images.pull_all(name, platform=platform, progress=progress):
                 click.echo(str(image) if quiet else f"Digest: {_digest(image)}\n{image}")
@@ -172,8 +148,7 @@ def _digest(image: Image) -> str:
 @_PASS
 def push_command(settings: Settings, name: str, target: str | None, all_tags: bool, quiet: bool) -> None:  # noqa: FBT001
     """Bring an image to the registry that its name says, or as TARGET; only what is missing there is sent."""
-    progress = None if quiet else _Lines()
-    with Engine(settings.root) as engine:
+    with Engine(settings.root) as engine, shown(quiet=quiet, lines=sys.stdout) as progress:
         names = [name]
         if all_tags:
             if target is not None:

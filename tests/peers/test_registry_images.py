@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from platform import machine
 from typing import Any
 
 import pytest
@@ -254,6 +255,45 @@ def test_an_index_is_chosen_from_kept_and_pushed_whole(registry: Registry, tmp_p
         assert pinned.id == arm.id
     raw = skopeo("inspect", "--tls-verify=false", "--raw", f"docker://{registry.host}/copy:1")
     assert json.loads(raw) == index
+
+
+def test_attestations_come_along_and_go_on(registry: Registry, tmp_path: Path) -> None:
+    """What buildx pushes: an index of one image and of a manifest that tells how it was built."""
+    layout = tmp_path / "layout"
+    write_layout(layout, recipe(9, 1), tag="1", compression="gzip")
+    image = json.loads((layout / "index.json").read_bytes())["manifests"][0]
+    platform = {"os": "linux", "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(machine(), machine())}
+    oci = "application/vnd.oci.image"
+    proof = {
+        "schemaVersion": 2,
+        "mediaType": f"{oci}.manifest.v1+json",
+        "config": {"mediaType": f"{oci}.config.v1+json", **put(layout, b'{"architecture":"unknown","os":"unknown"}')},
+        "layers": [{"mediaType": "application/vnd.in-toto+json", **put(layout, b'{"_type":"proof"}')}],
+    }
+    about = {"vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": image["digest"]}
+    nowhere = {"os": "unknown", "architecture": "unknown"}
+    entries = [
+        {"mediaType": image["mediaType"], "digest": image["digest"], "size": image["size"], "platform": platform},
+        {"mediaType": proof["mediaType"], **put(layout, json.dumps(proof).encode()), "platform": nowhere}
+        | {"annotations": about},
+    ]
+    index = {"schemaVersion": 2, "mediaType": f"{oci}.index.v1+json", "manifests": entries}
+    top = put(layout, json.dumps(index).encode())
+    outer = {"schemaVersion": 2, "manifests": [{"mediaType": index["mediaType"], **top}]}
+    (layout / "index.json").write_text(json.dumps(outer))
+    skopeo("copy", "--all", "--dest-tls-verify=false", f"oci:{layout}", f"docker://{registry.host}/built:1")
+    with (
+        HarmfulProxy(registry.host, lambda *_: "pass") as proxy,
+        Engine(tmp_path / "root", registries=plain(proxy)) as engine,
+    ):
+        engine.images.pull(f"{proxy.host}/built:1")
+        pinned = engine.images.push(f"{proxy.host}/built:1", f"{proxy.host}/rebuilt:1")
+        assert pinned == f"{proxy.host}/rebuilt@{top['digest']}"
+        proxy.requests.clear()
+        engine.images.pull(f"{proxy.host}/built:1")
+        assert [request.method for request in proxy.requests] == ["HEAD"]
+    assert json.loads(skopeo("inspect", "--tls-verify=false", "--raw", f"docker://{registry.host}/rebuilt:1")) == index
+    assert leftovers(tmp_path / "root") == []
 
 
 def put(layout: Path, data: bytes) -> dict[str, Any]:

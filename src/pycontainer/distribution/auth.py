@@ -86,12 +86,19 @@ class Authorizer:
         wire: sends the requests for tokens.
         registry: by the name that references carry, for messages.
         find: gives the credentials, when they are wanted.
+        offline: ask for an identity token too, to be kept instead of a password.
+
+    Attributes:
+        identity_token: what came of that, or ``""``.
     """
 
-    def __init__(self, wire: Wire, registry: str, find: Callable[[], Credential | None]) -> None:
+    def __init__(
+        self, wire: Wire, registry: str, find: Callable[[], Credential | None], *, offline: bool = False
+    ) -> None:
         self._wire = wire
         self._registry = registry
         self._find = find
+        self._offline = offline
         self._lock = threading.Lock()
         self._basic: str | None = None
         self._challenge: Challenge | None = None
@@ -186,7 +193,8 @@ class Authorizer:
             fields += [("scope", scope) for scope in asked]
             headers = {}
             if credential is not None and credential.username:
-                fields += [("account", credential.username), ("client_id", _CLIENT), ("offline_token", "true")]
+                fields += [("account", credential.username), ("client_id", _CLIENT)]
+                fields += [("offline_token", "true")] if self._offline else []
                 headers["Authorization"] = _basic(credential)
             url = realm + ("&" if urlsplit(realm).query else "?") + urlencode(fields)
             answer = self._wire.request("GET", url, headers, action=action)

@@ -92,7 +92,7 @@ def login(client: Client, registry: str, credential: Credential) -> str:
         Unauthorized: the registry does not take them.
         RegistryError: it cannot be reached, or the credentials cannot be kept.
     """
-    authorizer = Authorizer(client.wire, registry, lambda: credential)
+    authorizer = Authorizer(client.wire, registry, lambda: credential, offline=True)
     ping(client, registry, authorizer)
     if authorizer.identity_token and not credential.identity_token:
         credential = attrs.evolve(credential, password="", identity_token=authorizer.identity_token)

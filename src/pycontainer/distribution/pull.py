@@ -42,6 +42,9 @@ __all__ = ["Pulled", "pull", "pull_all"]
 
 _MAX_INDEXES = 4  # nested
 _ATTESTATION = "vnd.docker.reference.type"
+_ATTESTED = "vnd.docker.reference.digest"
+_MAX_ATTESTATIONS = 16  # of an image
+_MAX_ATTESTATION = 64 << 20  # bytes of a part of one
 
 
 @attrs.frozen
@@ -175,13 +178,18 @@ class _Pull:
         """
         data = self._top(asked_before=asked_before)
         kept: list[BlobSource] = []
+        passed: list[Descriptor] = []
         digest = self.top
         for _ in range(_MAX_INDEXES):
             what = f"{self._what}: the manifest {digest}"
             document = parse_manifest_or_index(data, what)
             if isinstance(document, Manifest):
+                about = [entry for entry in passed if entry.annotations.get(_ATTESTED) == digest]
+                for entry in about[:_MAX_ATTESTATIONS]:
+                    kept += self._attestation(entry)
                 return self._image(document, data, digest, kept)
             kept.append(BlobSource.document(data, digest))
+            passed += document.manifests
             entries = [entry for entry in document.manifests if _may_be_image(entry)]
             chosen = choose(entries, self._asked or transfer.host_platform(), self._what)
             digest, data = chosen.digest, self._document(chosen, what)
@@ -230,6 +238,30 @@ class _Pull:
         if len(data) != entry.size:
             raise ImageError(f"{what}: {entry.digest} has {len(data)} bytes, its descriptor says {entry.size}")
         return data
+
+    def _attestation(self, entry: Descriptor) -> list[BlobSource]:
+        """Return what tells how an image was built, so that a push of it has the whole index."""
+        what = f"{self._what}: the attestation {entry.digest}"
+        try:
+            data = self._document(entry, what)
+        except ManifestUnknown:
+            return []  # the image runs without
+        document = parse_manifest_or_index(data, what)
+        parts = (document.config, *document.layers) if isinstance(document, Manifest) else ()
+        if any(part.size > _MAX_ATTESTATION or not part.digest.startswith("sha256:") for part in parts):
+            return []
+        return [
+            BlobSource.document(data, entry.digest),
+            *(
+                BlobSource(
+                    name=f"{what}: {part.digest}",
+                    open=functools.partial(self._fetch, part, 0),
+                    digest=part.digest,
+                    size=part.size,
+                )
+                for part in parts
+            ),
+        ]
 
     def _image(self, manifest: Manifest, data: bytes, digest: str, kept: Sequence[BlobSource]) -> Source:
         if manifest.config.media_type not in (CONFIG, DOCKER_CONFIG):

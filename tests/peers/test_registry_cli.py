@@ -57,8 +57,8 @@ def test_the_whole_way(call: Call, registry: Registry, busybox_rootfs: Path, tmp
     assert pushed.returncode == 0, pushed.stderr
     assert f"{name}: digest: sha256:" in pushed.stdout
     assert ": Complete\n" in pushed.stdout
-    again = call("push", "-q", name)
-    assert again.stdout.startswith(f"{registry.host}/tools/busybox@sha256:")
+    quietly = call("push", "-q", name)
+    assert quietly.stdout.startswith(f"{registry.host}/tools/busybox@sha256:")
     assert call("push", "--all-tags", f"{registry.host}/tools/busybox").returncode == 0
 
     found = call("search", f"{registry.host}/busy")
@@ -74,6 +74,7 @@ def test_the_whole_way(call: Call, registry: Registry, busybox_rootfs: Path, tmp
     ran = call("run", "--rm", name, "echo", "hello")
     assert (ran.returncode, ran.stdout) == (0, "hello\n")
     assert "pulling it" in ran.stderr
+    assert ": Complete\n" in ran.stderr
     assert call("run", "--rm", "--pull=always", name, "echo", "x").stdout == "x\n"
     assert call("rmi", name).returncode == 0
 

@@ -34,24 +34,37 @@ def quick(arguments: Sequence[str], settings: Settings) -> int | None:
     return run(settings, image, command, after[0])
 
 
-def find_image(engine: Engine, name: str, pull: str = "never") -> Image | str:
-    """Return an image, or its name when it is to be pulled.
+def find_image(engine: Engine, name: str, pull: str = "never", *, quiet: bool = False) -> Image:
+    """Return an image; ``host`` is the host's own programs unless the store has an image of that name.
 
-    ``host`` is the host's own programs unless the store has an image of that name.
+    Args:
+        engine: has it, or gets it.
+        name: of the image.
+        pull: when it is pulled: ``missing``, ``always`` or ``never``.
+        quiet: show nothing of that.
     """
-    if name not in _HOST:
-        try:
-            return name if pull == "always" else engine.images.get(name)
-        except NotFound as error:
-            if pull == "never":
-                raise
-            tell(f"{error}; pulling it")
-            return name
+    if pull == "always" and name not in _HOST:
+        return _pull(engine, name, quiet=quiet)
     try:
         found = engine.images.get(name)
-    except NotFound:
-        return engine.images.host()
-    return engine.images.host() if found.mounts else found  # made anew when the host has changed
+    except NotFound as error:
+        if name in _HOST:
+            return engine.images.host()
+        if pull == "never" or name.startswith("sha256:"):
+            raise
+        if not quiet:
+            tell(f"{error}; pulling it")
+        return _pull(engine, name, quiet=quiet)
+    return engine.images.host() if name in _HOST and found.mounts else found  # made anew when the host has changed
+
+
+def _pull(engine: Engine, name: str, *, quiet: bool) -> Image:
+    import sys
+
+    from pycontainer.cli.progress import shown
+
+    with shown(quiet=quiet, lines=sys.stderr) as progress:
+        return engine.images.pull(name, progress=progress)
 
 
 def run(settings: Settings, image: str, command: Sequence[str], given: dict[str, Any]) -> int:
@@ -69,7 +82,7 @@ def run(settings: Settings, image: str, command: Sequence[str], given: dict[str,
         raise Unsupported(msg)
     arguments = run_arguments(given)
     with Engine(settings.root) as engine:
-        found = find_image(engine, image, given["pull"])
+        found = find_image(engine, image, given["pull"], quiet=given["quiet"])
         if given["rm"] and not any(given[name] for name in ("name", "label", "cidfile")):
             return _in_foreground(
                 lambda **streams: engine.run(found, command or None, **arguments, **streams),
@@ -175,7 +188,6 @@ def run_arguments(given: dict[str, Any]) -> dict[str, Any]:
         **{name: given[name] for name in ("pid", "ipc", "uts", "cgroupns") if given[name]},
         "init": given["init"],
         "tty": given["tty"],
-        "pull": given["pull"],
         **flags.parse_security(given["security_opt"]),
     }
 

@@ -107,6 +107,7 @@ IDENTITY = (
 CREATE = (
     *IDENTITY,
     _value("--pull", kind=_pull, default="missing", metavar="missing|always|never", help="When to pull (missing)."),
+    _switch("-q", "--quiet", help="Show nothing of a pull."),
     _switch("-i", "--interactive", help="Give it the standard input."),
     _switch("-t", "--tty", help="Give it a terminal."),
     _value("--entrypoint", metavar="PROGRAM", help="Run this instead of the image's entrypoint."),

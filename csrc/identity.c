@@ -2,6 +2,7 @@
  * setns(2), unshare(2), prlimit(2), capset(2), prctl(2), seccomp(2), keyctl(2), netdevice(7). Run by program.c.
  */
 #include "program.h"
+#include "start.h"
 #include "sys.h"
 
 #include <errno.h>
@@ -81,7 +82,11 @@ static long load_seccomp(const Machine *m, const PycStep *s) {
         .filter = (struct sock_filter *)(uintptr_t)machine_text(m, s->s2),
     };
     long rc = sys(SYS_seccomp, SECCOMP_SET_MODE_FILTER, s->a, &program);
-    return rc > 0 ? -ESRCH : rc; /* with TSYNC, the thread that could not follow */
+    if (rc < 0 || !(s->a & SECCOMP_FILTER_FLAG_NEW_LISTENER))
+        return rc > 0 ? -ESRCH : rc; /* with TSYNC, the thread that could not follow */
+    long told = send_event(m->status, PYC_EVENT_LISTENER, 0, NULL, (int)rc);
+    sys_close((int)rc);
+    return told;
 }
 
 /* Neither the path nor the place may lead out of the root by a descriptor that is open somewhere (CVE-2024-21626). */

@@ -127,6 +127,7 @@ static int give_up(PycChild *child, PycError *err) {
     close_fd(&child->exit_fd);
     close_fd(&child->pidfd);
     close_fd(&child->tty_fd);
+    close_fd(&child->listener_fd);
     return err->code ? -err->code : pyc_fail(err, ECHILD, "start the process: it was killed while it was set up", "");
 }
 
@@ -161,6 +162,8 @@ int pyc_follow(PycChild *child, PycError *err) {
             child->pidfd = fd;
         } else if (event.type == PYC_EVENT_TERMINAL) {
             child->tty_fd = fd;
+        } else if (event.type == PYC_EVENT_LISTENER) {
+            child->listener_fd = fd;
         } else if (event.type == PYC_EVENT_SETTLED) {
             child->settled = 1;
         } else if (event.type == PYC_EVENT_PARKED) {
@@ -169,8 +172,9 @@ int pyc_follow(PycChild *child, PycError *err) {
             (void)pyc_fail(err, event.err.code, event.err.step, event.err.path);
             return give_up(child, err);
         }
-        if (child->value && child->pidfd >= 0) { /* it may be parked before the keeper has told of its birth */
-            child->event = PYC_EVENT_PARKED;
+        /* It may be parked, or have a listener, before the keeper has told of its birth. */
+        if (child->pidfd >= 0 && (child->value || child->listener_fd >= 0)) {
+            child->event = child->value ? PYC_EVENT_PARKED : PYC_EVENT_LISTENER;
             return 0;
         }
     }
@@ -178,7 +182,7 @@ int pyc_follow(PycChild *child, PycError *err) {
 
 int pyc_start(const uint8_t *program, uint64_t size, const int32_t *shared, uint32_t shared_count, int keeper_socket,
               PycChild *ret, PycError *err) {
-    *ret = (PycChild){.pidfd = -1, .exit_fd = -1, .tty_fd = -1, .status_fd = -1};
+    *ret = (PycChild){.pidfd = -1, .exit_fd = -1, .tty_fd = -1, .status_fd = -1, .listener_fd = -1};
     Machine m;
     const PycHeader *h = load_program(&m, program, size);
     if (!h)

@@ -15,6 +15,7 @@ enum PycEventType {
     PYC_EVENT_TERMINAL = 3,    /* descriptor the terminal's master */
     PYC_EVENT_FAILED = 4,      /* err says which step */
     PYC_EVENT_SETTLED = 6,     /* its world is made; from here on the end of the socket means execve, not death */
+    PYC_EVENT_LISTENER = 7,    /* descriptor the listener of its seccomp filter, see seccomp_unotify(2) */
     PYC_EVENT_INTERRUPTED = 5, /* a signal came in: let Python handle it, then pyc_follow */
 };
 
@@ -56,14 +57,15 @@ typedef struct PycExit {
 } PycExit;
 
 typedef struct PycChild {
-    int32_t pid;       /* as the keeper sees it, that is in the caller's pid namespace */
-    int32_t pidfd;     /* owned by the caller, or -1 */
-    int32_t exit_fd;   /* owned by the caller: gives one PycExit when it has ended and was reaped */
-    int32_t tty_fd;    /* owned by the caller, or -1 */
-    int32_t event;     /* STARTED, PARKED or INTERRUPTED */
-    int32_t value;     /* the number of the SYNC step, 0 while it is not parked */
-    int32_t status_fd; /* owned by the caller until STARTED, or -1 */
-    int32_t settled;   /* whether that event has come */
+    int32_t pid;         /* as the keeper sees it, that is in the caller's pid namespace */
+    int32_t pidfd;       /* owned by the caller, or -1 */
+    int32_t exit_fd;     /* owned by the caller: gives one PycExit when it has ended and was reaped */
+    int32_t tty_fd;      /* owned by the caller, or -1 */
+    int32_t event;       /* STARTED, PARKED or INTERRUPTED */
+    int32_t value;       /* the number of the SYNC step, 0 while it is not parked */
+    int32_t status_fd;   /* owned by the caller until STARTED, or -1 */
+    int32_t settled;     /* whether that event has come */
+    int32_t listener_fd; /* owned by the caller who sees the event LISTENER, or -1 */
 } PycChild;
 
 /* What a process wrote to one stream. */

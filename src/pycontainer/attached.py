@@ -57,7 +57,7 @@ def run_attached(
         named = attachment.open(init=start.init)
         try:
             packed = start.packed or plan.build(start).pack()
-            process = Process(packed, start.keeper.requests_fd, named)
+            process = Process(packed, start.keeper.requests_fd, named, listener=start.listener)
             if around is not None:
                 around(process)
         except StartError as error:

@@ -6,6 +6,7 @@ OCI runtime specification, bundle.md and runtime.md, "Lifecycle".
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import time
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 
     from pycontainer.running import Running
 
-__all__ = ["Bundle", "Hooks", "open_namespaces", "read"]
+__all__ = ["Bundle", "Hooks", "Listener", "open_namespaces", "read"]
 
 _MAX_CONFIG = 16 << 20
 _MAX_WORDS = 64 << 10
+_LISTENER_SECONDS = 10.0
 
 
 @attrs.frozen(kw_only=True)
@@ -109,6 +111,43 @@ def open_namespaces(spec: oci.Spec, stack: contextlib.ExitStack) -> dict[str, in
     return fds
 
 
+class Listener:
+    """Where the listener of a bundle's seccomp filter goes (config-linux.md, "The Container Process State")."""
+
+    def __init__(self, bundle: Bundle, container_id: str) -> None:
+        self._bundle = bundle
+        self._id = container_id
+
+    def hand_over(self, fd: int, pid: int) -> None:
+        """Send the listener to the socket that the document names.
+
+        Args:
+            fd: the listener, see seccomp_unotify(2).
+            pid: the container's first process.
+
+        Raises:
+            StartError: nobody takes it.
+        """
+        import socket  # slow to import, and few bundles have a listener
+
+        filters = self._bundle.spec.linux.seccomp
+        path = (filters and filters.listener_path) or ""
+        state = json.loads(_state(self._bundle, self._id, "creating", pid))
+        process = {"ociVersion": state["ociVersion"], "fds": ["seccompFd"], "pid": pid, "state": state}
+        if filters is not None and filters.listener_metadata is not None:
+            process["metadata"] = filters.listener_metadata
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+                peer.settimeout(_LISTENER_SECONDS)
+                peer.connect(path)
+                data = json.dumps(process).encode()
+                sent = socket.send_fds(peer, [data], [fd])
+                peer.sendall(data[sent:])
+        except OSError as error:
+            hint = "the program that answers the container's system calls must listen there"
+            raise StartError("hand the seccomp listener to", path, error.errno or 0, hint) from error
+
+
 class Hooks:
     """The hooks of one run of a bundle."""
 
@@ -170,17 +209,6 @@ class Hooks:
             except StartError as error:
                 warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
-    def _state(self, status: str, pid: int | None) -> bytes:
-        return oci.to_json(
-            oci.State(
-                id=self._start.container_id,
-                status=status,  # type: ignore[arg-type]
-                pid=pid,
-                bundle=str(self._bundle.path),
-                annotations=self._bundle.spec.annotations,
-            )
-        )
-
     def _run(self, hooks: Sequence[oci.Hook], status: str, pid: int | None) -> None:
         """Run hooks on the host."""
         for hook in hooks:
@@ -189,7 +217,7 @@ class Hooks:
                 done = subprocess.run(
                     hook.args or (hook.path,),
                     executable=hook.path,
-                    input=self._state(status, pid),
+                    input=_state(self._bundle, self._start.container_id, status, pid),
                     env=env,
                     timeout=hook.timeout,
                     capture_output=True,
@@ -204,7 +232,7 @@ class Hooks:
 
     def _run_inside(self, hooks: Sequence[oci.Hook], status: str, pid: int, moment: int) -> None:
         """Run hooks in the namespaces of the container, whose first process is parked."""
-        state = self._state(status, entering.inner_pid(pid))
+        state = _state(self._bundle, self._start.container_id, status, entering.inner_pid(pid))
         for hook in hooks:
             streams = Attachment(data=state, output_limit=_MAX_WORDS)
             deadline = None if hook.timeout is None else time.monotonic() + hook.timeout
@@ -224,6 +252,18 @@ class Hooks:
                     raise _too_long(hook)
                 ended = process.wait()
                 _check(hook, -ended.signal or ended.status, streams.captured("stderr") or streams.captured("stdout"))
+
+
+def _state(bundle: Bundle, container_id: str, status: str, pid: int | None) -> bytes:
+    """Return what hooks and listeners are told of a container (runtime.md, "State")."""
+    state = oci.State(
+        id=container_id,
+        status=status,  # type: ignore[arg-type]
+        pid=pid,
+        bundle=str(bundle.path),
+        annotations=bundle.spec.annotations,
+    )
+    return oci.to_json(state)
 
 
 def _too_long(hook: oci.Hook) -> StartError:

@@ -434,6 +434,8 @@ class Runner:
                 bundle=str(bundle.path),
                 join=bundles.open_namespaces(spec, stack),
             )
+            if start.seccomp is not None and start.seccomp.has_listener:
+                start.listener = bundles.Listener(bundle, container_id).hand_over
             hooks = bundles.Hooks(bundle, start)
             start.parks = hooks.parks
             try:

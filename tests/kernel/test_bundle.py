@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import platform
+import select
 import signal
+import socket
+import struct
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,7 +200,6 @@ REFUSED: list[tuple[str, object]] = [
     ("linux__namespaces", namespaces("pid")),
     ("linux__resources", {"memory": {"kernel": 1 << 20}}),
     ("linux__resources", {"blockIO": {"leafWeight": 100}}),
-    ("linux__seccomp", {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/x"}),
     ("hostname", "x"),  # with no uts namespace, see below
 ]
 
@@ -243,6 +249,103 @@ def test_seccomp(stocked: Engine, bundle: Bundle) -> None:
     result = run(stocked, path)
     assert result.exit_code != 0
     assert b"not supported" in result.stderr.lower()
+
+
+NOTIFY_RECV, NOTIFY_SEND = 0xC0502100, 0xC0182101  # ioctls of linux/seccomp.h on structures of 80 and 24 bytes
+CONTINUE = 1  # SECCOMP_USER_NOTIF_FLAG_CONTINUE
+
+
+def answer(server: socket.socket, told: list[Any], lies: dict[int, int]) -> None:
+    """Be the listener: say that calls in ``lies`` gave that, let all others happen; until nobody asks any more."""
+    server.settimeout(20)
+    peer = server.accept()[0]
+    with peer:
+        data, fds, _, _ = socket.recv_fds(peer, 1 << 16, 4)
+        while piece := peer.recv(1 << 16):
+            data += piece
+    told.append(json.loads(data))
+    told.append(len(fds))
+    poller = select.poll()
+    poller.register(fds[0], select.POLLIN)
+    while poller.poll(20_000)[0][1] & select.POLLIN:
+        notice = bytearray(80)
+        try:
+            fcntl.ioctl(fds[0], NOTIFY_RECV, notice)
+        except OSError:
+            continue  # who asked was killed
+        asked, _, _, call = struct.unpack_from("=QIIi", notice)
+        told.append(call)
+        lie = lies.get(call)
+        reply = struct.pack("=QqiI", asked, lie or 0, 0, CONTINUE if lie is None else 0)
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(fds[0], NOTIFY_SEND, reply)
+    os.close(fds[0])
+
+
+@pytest.mark.parametrize("no_new_privileges", [False, True])
+@pytest.mark.parametrize("flags", [[], ["SECCOMP_FILTER_FLAG_TSYNC"]])
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of the calls are those of x86_64")
+def test_calls_are_answered_by_a_listener(
+    stocked: Engine, bundle: Bundle, tmp_path: Path, no_new_privileges: bool, flags: list[str]
+) -> None:
+    mkdir, mkdirat, execve = 83, 258, 59
+    rule = {"names": ["mkdir", "mkdirat", "execve", "capset"], "action": "SCMP_ACT_NOTIFY"}
+    filters = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [rule],
+        "listenerPath": str(tmp_path / "socket"),
+        "listenerMetadata": "for the test",
+        "flags": flags,
+    }
+    path = bundle(
+        "mkdir /x && echo made; ls -d /x; true",
+        linux__seccomp=filters,
+        process__noNewPrivileges=no_new_privileges,
+        annotations={"a": "b"},
+    )
+    told: list[Any] = []
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        server.listen()
+        thread = threading.Thread(target=answer, args=(server, told, {mkdir: 0, mkdirat: 0}))
+        thread.start()
+        result = run(stocked, path)
+        thread.join(30)
+    assert not thread.is_alive()
+    assert result.stdout == b"made\n", "the listener said so, and nothing was made"
+    state, count, *calls = told
+    assert count == 1
+    assert (state["fds"], state["metadata"]) == (["seccompFd"], "for the test")
+    assert (state["state"]["id"], state["state"]["annotations"]) == (result.container_id, {"a": "b"})
+    assert state["pid"] == state["state"]["pid"] > 0
+    assert execve in calls
+    assert mkdir in calls or mkdirat in calls
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_listener_that_does_not_answer(stocked: Engine, bundle: Bundle, tmp_path: Path, listens: bool) -> None:
+    """Nobody there: no start. Somebody who drops it: the call fails. Nothing waits for ever."""
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}
+    socket_path = tmp_path / "socket"
+    filters = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule], "listenerPath": str(socket_path)}
+    path = bundle("mkdir /x", linux__seccomp=filters)
+    if not listens:
+        with pytest.raises(StartError, match="hand the seccomp listener to"):
+            run(stocked, path)
+        return
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(socket_path))
+        server.listen()
+
+        def drop() -> None:
+            with server.accept()[0] as peer:
+                os.close(socket.recv_fds(peer, 1 << 16, 4)[1][0])
+
+        thread = threading.Thread(target=drop)
+        thread.start()
+        result = run(stocked, path)
+        thread.join(30)
+    assert b"not implemented" in result.stderr.lower(), result
 
 
 def test_user_namespace(stocked: Engine, bundle: Bundle) -> None:

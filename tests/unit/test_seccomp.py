@@ -582,8 +582,23 @@ ANY: Any = "SCMP_ACT_WHATEVER"
     ("profile", "error", "text"),
     [
         (Seccomp(default_action=ANY), ValueError, "'SCMP_ACT_WHATEVER': use one of SCMP_ACT_KILL"),
-        (Seccomp(default_action="SCMP_ACT_NOTIFY"), Unsupported, "no seccomp notification"),
-        (Seccomp(default_action="SCMP_ACT_ALLOW", listener_path="/run/l"), Unsupported, "/run/l"),
+        (Seccomp(default_action="SCMP_ACT_NOTIFY"), Unsupported, "wait for the listener"),
+        (
+            Seccomp(
+                default_action="SCMP_ACT_ALLOW", syscalls=(SyscallRule(names=("mkdir",), action="SCMP_ACT_NOTIFY"),)
+            ),
+            Unsupported,
+            "none is named",
+        ),
+        (
+            Seccomp(
+                default_action="SCMP_ACT_ALLOW",
+                listener_path="/run/l",
+                syscalls=(SyscallRule(names=("sendmsg",), action="SCMP_ACT_NOTIFY"),),
+            ),
+            Unsupported,
+            "sendmsg",
+        ),
         (Seccomp(default_action="SCMP_ACT_ALLOW", default_errno_ret=1), ValueError, "cannot return an error number"),
         (Seccomp(default_action="SCMP_ACT_ERRNO", default_errno_ret=5000), ValueError, r"0\.\.4095"),
         (Seccomp(default_action="SCMP_ACT_ALLOW", flags=(ANY,)), ValueError, "not a flag"),

@@ -15,6 +15,7 @@ from pycontainer.errors import StartError
 from pycontainer.runtime import identity, plan
 from pycontainer.runtime.keeper import ATTACH_POINT
 from pycontainer.runtime.program import Program
+from pycontainer.runtime.seccomp import LISTENER_FLAGS, Filter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -91,13 +92,18 @@ def enter(
         )
         made.step(lib.PYC_OP_CLOSE_ALL, "close all other descriptors")
         if inside:
-            identity.add_credentials(made, process, start.seccomp)
+            identity.add_credentials(made, process, _without_listener(start.seccomp))
         else:
             made.step(lib.PYC_OP_CHDIR, "enter the container's root directory", os.path.realpath(root.path))
             made.step(lib.PYC_OP_UMASK, "set the umask", a=0o022)
             made.step(lib.PYC_OP_PRCTL, "tie the hook to its caller", a=identity.PR_SET_PDEATHSIG, b=9)
         made.execute("execute", program, argv, env)
         yield made.pack()
+
+
+def _without_listener(compiled: Filter | None) -> Filter | None:
+    """The listener is the container's alone: calls that it would answer fail with ENOSYS in a hook."""
+    return None if compiled is None else Filter(compiled.program, compiled.flags & ~LISTENER_FLAGS)
 
 
 def _open_namespace(pid: int, kind: str, stack: contextlib.ExitStack) -> int:

@@ -7,7 +7,7 @@ path of the host is done by host steps and enters as a descriptor; after pivot_r
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import attrs
@@ -101,6 +101,7 @@ class Start:
         parks: the ``SYNC_*`` at which it waits for :meth:`Process.resume`, for hooks.
         packed: the finished program, where it is known already.
         join: descriptors of namespaces to join, by type.
+        listener: takes the listener of the filter and the process's pid, where the filter has one.
     """
 
     spec: oci.Spec
@@ -117,6 +118,7 @@ class Start:
     parks: frozenset[int] = frozenset()
     packed: Packed | None = None
     join: Mapping[str, int] = attrs.Factory(dict)
+    listener: Callable[[int, int], object] | None = None
 
 
 def build(start: Start) -> Program:
@@ -574,7 +576,6 @@ def refuse_unsupported(spec: oci.Spec) -> None:
         "linux.intelRdt": linux.intel_rdt,
         "linux.netDevices": linux.net_devices,
         "linux.mountLabel": linux.mount_label,
-        "linux.seccomp.listenerPath": linux.seccomp.listener_path if linux.seccomp else None,
         "process.apparmorProfile": process.apparmor_profile if process else None,
         "process.selinuxLabel": process.selinux_label if process else None,
     }

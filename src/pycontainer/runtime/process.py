@@ -100,11 +100,20 @@ class Process:
         StartError: a step failed; the process is gone.
     """
 
-    __slots__ = ("_child", "_exit", "_owner", "exit_fd", "pidfd", "terminal")
+    __slots__ = ("_child", "_exit", "_listener", "_owner", "exit_fd", "pidfd", "terminal")
 
-    def __init__(self, program: Packed, keeper_socket: int, named: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        program: Packed,
+        keeper_socket: int,
+        named: Mapping[str, int] | None = None,
+        *,
+        listener: Callable[[int, int], object] | None = None,
+    ) -> None:
         self._child = ffi.new("PycChild *")
         self._child.pidfd = self._child.exit_fd = self._child.tty_fd = self._child.status_fd = -1
+        self._child.listener_fd = -1
+        self._listener = listener
         self._exit: Exit | None = None
         self._owner = os.getpid()
         self.pidfd = self.exit_fd = self.terminal = -1
@@ -117,13 +126,27 @@ class Process:
 
     def _take(self, code: int, err: Any) -> None:  # noqa: ANN401 - a cffi struct has no static type
         """Follow a start, letting Python handle signals in between, and take over what it opened."""
-        while code == 0 and self._child.event == lib.PYC_EVENT_INTERRUPTED:
+        while code == 0 and self._child.event in (lib.PYC_EVENT_INTERRUPTED, lib.PYC_EVENT_LISTENER):
+            if self._child.event == lib.PYC_EVENT_LISTENER:
+                self._hand_over_listener()
             code = lib.pyc_follow(self._child, err)
         self.pidfd = self._child.pidfd
         self.exit_fd = self._child.exit_fd
         self.terminal = self._child.tty_fd
         if code < 0:
             raise StartError(*read_error(err))
+
+    def _hand_over_listener(self) -> None:
+        """Pass the listener of its filter on, before it goes on: its next call may be one that the listener answers."""
+        fd, self._child.listener_fd = self._child.listener_fd, -1
+        try:
+            if self._listener is not None:
+                self._listener(fd, self.pid)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.close(fd)
 
     @property
     def pid(self) -> int:
@@ -197,11 +220,11 @@ class Process:
             self.kill()
             if self.pidfd >= 0:
                 self.wait()
-        for fd in (self.pidfd, self.exit_fd, self.terminal):
+        for fd in (self.pidfd, self.exit_fd, self.terminal, child.listener_fd):
             if fd >= 0:
                 os.close(fd)
         self.pidfd = self.exit_fd = self.terminal = -1
-        child.pidfd = child.exit_fd = child.tty_fd = child.status_fd = -1
+        child.pidfd = child.exit_fd = child.tty_fd = child.status_fd = child.listener_fd = -1
 
     def __del__(self) -> None:
         """Never leave a process behind, even one whose owner was interrupted before it had it."""

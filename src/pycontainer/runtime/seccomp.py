@@ -28,6 +28,9 @@ __all__ = ["Filter", "FilterCache", "compile_filter", "default_profile", "load_p
 
 _INSTRUCTION_SIZE = 8  # sizeof(struct sock_filter)
 _MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
+# SECCOMP_FILTER_FLAG_NEW_LISTENER, and with it those that make no sense without: TSYNC_ESRCH, WAIT_KILLABLE_RECV
+NEW_LISTENER = 1 << 3
+LISTENER_FLAGS = NEW_LISTENER | 1 << 4 | 1 << 5
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -41,6 +44,11 @@ class Filter(Record):
 
     program: bytes
     flags: int = 0
+
+    @property
+    def has_listener(self) -> bool:
+        """Whether some calls are answered by a listener, see seccomp_unotify(2)."""
+        return bool(self.flags & NEW_LISTENER)
 
     def __repr__(self) -> str:
         return f"Filter(<{len(self.program) // _INSTRUCTION_SIZE} instructions>, flags={self.flags})"
@@ -58,7 +66,7 @@ def compile_filter(seccomp: Seccomp) -> Filter:
 
     Raises:
         ValueError: an action, operator, flag or value is not one of the specification's.
-        Unsupported: libseccomp is missing or too old, or the profile asks for a listener (``SCMP_ACT_NOTIFY``).
+        Unsupported: libseccomp is missing or too old, or the profile asks for a listener and names none.
     """
     from pycontainer.runtime.seccomp_compiler import compile_program
 
@@ -67,7 +75,7 @@ def compile_filter(seccomp: Seccomp) -> Filter:
 
 # ── remembering ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-_FORMAT = 2  # of the files, and of what this module makes of a profile: raise it when either changes
+_FORMAT = 3  # of the files, and of what this module makes of a profile: raise it when either changes
 _MEMORY_LIMIT = 256
 
 _Key = TypeVar("_Key")

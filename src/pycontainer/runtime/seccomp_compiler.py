@@ -34,6 +34,7 @@ _ACTIONS: dict[str, int] = {
     "SCMP_ACT_KILL_PROCESS": 0x80000000,
     "SCMP_ACT_TRAP": 0x00030000,
     "SCMP_ACT_ERRNO": 0x00050000,
+    "SCMP_ACT_NOTIFY": 0x7FC00000,
     "SCMP_ACT_TRACE": 0x7FF00000,
     "SCMP_ACT_LOG": 0x7FFC0000,
     "SCMP_ACT_ALLOW": 0x7FFF0000,
@@ -75,6 +76,9 @@ _UNKNOWN_SYSCALL = -1
 _INSTRUCTION_SIZE = 8  # sizeof(struct sock_filter)
 _MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
 _MAX_ARGUMENTS = 6
+_NOTIFY = "SCMP_ACT_NOTIFY"
+_TSYNC, _NEW_LISTENER, _TSYNC_ESRCH = 1 << 0, 1 << 3, 1 << 4  # SECCOMP_FILTER_FLAG_*
+_DEFAULT = "the default action"
 _UINT64_END = 1 << 64
 
 
@@ -84,13 +88,10 @@ def compile_program(seccomp: Seccomp) -> tuple[bytes, int]:
     Returns:
         The program and the flags of ``seccomp(2)``.
     """
-    if seccomp.listener_path:
-        raise Unsupported(
-            f"cannot hand system calls to the listener at {seccomp.listener_path}: "
-            "pycontainer has no seccomp notification; remove listenerPath and SCMP_ACT_NOTIFY from the profile"
-        )
     flags = _flags(seccomp.flags)
-    default = _action(seccomp.default_action, seccomp.default_errno_ret, "the default action")
+    if _has_listener(seccomp):
+        flags |= _NEW_LISTENER | (_TSYNC_ESRCH if flags & _TSYNC else 0)
+    default = _action(seccomp.default_action, seccomp.default_errno_ret, _DEFAULT)
     library = _library()
     policy = _policy(library, seccomp, default)
     program = policy.program()
@@ -230,8 +231,8 @@ def _context(library: ctypes.CDLL, default: int) -> Iterator[int]:
 
 def _action(name: str, errno_ret: int | None, what: str) -> int:
     """Return the kernel's number of an action."""
-    if name == "SCMP_ACT_NOTIFY":
-        raise Unsupported(f"{what} is SCMP_ACT_NOTIFY: pycontainer has no seccomp notification; use another action")
+    if name == _NOTIFY and what == _DEFAULT:
+        raise Unsupported(f"{what} is {_NOTIFY}: the start itself would wait for the listener; use another action")
     if name not in _ACTIONS:
         raise ValueError(f"{what} is {name!r}: use one of {', '.join(_ACTIONS)}")
     if name in _LARGEST_DATA:
@@ -244,6 +245,16 @@ def _action(name: str, errno_ret: int | None, what: str) -> int:
             f"{what}, {name}, cannot return an error number ({errno_ret}): only {' and '.join(_LARGEST_DATA)} can"
         )
     return _ACTIONS[name]
+
+
+def _has_listener(seccomp: Seccomp) -> bool:
+    """Return whether some calls are answered by a listener."""
+    names = [name for rule in seccomp.syscalls if rule.action == _NOTIFY for name in rule.names]
+    if names and not seccomp.listener_path:
+        raise Unsupported(f"{', '.join(names[:3])} are to be answered by a listener ({_NOTIFY}), and none is named")
+    if "sendmsg" in names:
+        raise Unsupported(f"sendmsg cannot be {_NOTIFY}: the start hands the listener over by it")
+    return bool(names)
 
 
 def _flags(names: Iterable[str]) -> int:

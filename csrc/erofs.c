@@ -182,9 +182,10 @@ int pyc_erofs_end(PycErofs *e, uint64_t size, const char *tag, PycErofsStats *re
 
 int pyc_erofs_write(PycErofs *e, const uint8_t *uuid, uint64_t *ret_size, PycError *err) {
     if (e->image.n_devices != e->layers)
-        return pyc_fail(err, EINVAL, "write the index before the last layer ended", NULL);
+        return pyc_fail(err, EINVAL, "write the index once, after the last layer", NULL);
     e->tree.root = e->base;
     int r = pyc_erofs_write_image(&e->image, &e->tree, uuid, err);
+    e->image.n_devices = 0; /* once */
     if (r == 0)
         *ret_size = e->image.end;
     return r;
@@ -365,11 +366,11 @@ static int make_inode(PycErofs *e, PycError *err) {
         e->tree.made -= !e->tree.inodes[before].described;
         return fill_inode(e, before, err);
     }
-    r = pyc_tree_add_inode(&e->tree, kinds[m->kind], &inode, err);
+    r = m->kind == PYC_TAR_DIRECTORY ? pyc_tree_add_directory(&e->tree, e->parent, &inode, e->path, err)
+                                     : pyc_tree_add_inode(&e->tree, kinds[m->kind], &inode, err);
     if (r < 0)
         return r;
     if (m->kind == PYC_TAR_DIRECTORY) {
-        e->tree.inodes[inode].parent = e->parent;
         /* Deleted, then made anew in the same layer: a directory that shows nothing of the one below. */
         e->tree.inodes[inode].opaque = before && pyc_tree_is_whiteout(&e->tree, before);
     }
@@ -400,7 +401,8 @@ static int make_hardlink(PycErofs *e, PycError *err) {
     if (e->tree.names[name].inode == inode)
         return 0;
     /* What it replaces may be a directory with the target in it. */
-    for (uint32_t above = from; above != e->tree.root; above = e->tree.inodes[above].parent)
+    int replaced = S_ISDIR(e->tree.inodes[e->tree.names[name].inode].mode);
+    for (uint32_t above = from; replaced && above != e->tree.root; above = e->tree.inodes[above].parent)
         if (above == e->tree.names[name].inode)
             return pyc_fail(err, ENOENT, "make the hard link", e->path);
     put(e, name, inode);

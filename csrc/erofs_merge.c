@@ -65,10 +65,9 @@ static void copy_status(PycTree *tree, uint32_t from, uint32_t to) {
 }
 
 static int new_directory(PycTree *tree, uint32_t name, uint32_t status, uint32_t *ret_inode, PycError *err) {
-    int r = pyc_tree_add_inode(tree, S_IFDIR | 0755, ret_inode, err);
+    int r = pyc_tree_add_directory(tree, tree->names[name].directory, ret_inode, NULL, err);
     if (r < 0)
         return r;
-    tree->inodes[*ret_inode].parent = tree->names[name].directory;
     tree->names[name].inode = *ret_inode;
     copy_status(tree, status, *ret_inode);
     return 0;

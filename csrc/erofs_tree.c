@@ -12,6 +12,7 @@
 enum {
     MAX_LINKS = 40,         /* followed on the way to a directory, as the kernel has it */
     MAX_LINKS_TO_MAKE = 16, /* the same when something is made there, as in inside.c */
+    MAX_DEPTH = 4096,
     WALK_ROOM = (MAX_LINKS + 2) * PATH_MAX,
 };
 
@@ -82,6 +83,19 @@ int pyc_tree_add_inode(PycTree *tree, uint16_t mode, uint32_t *ret_inode, PycErr
         return r;
     tree->inodes[tree->n_inodes] = (PycInode){.mode = mode, .uid = tree->uid, .gid = tree->gid};
     *ret_inode = (uint32_t)tree->n_inodes++;
+    return 0;
+}
+
+/* Links lead deeper than a path is long, without end; and some questions are asked of all that is above. */
+int pyc_tree_add_directory(PycTree *tree, uint32_t parent, uint32_t *ret_inode, const char *path, PycError *err) {
+    uint32_t depth = tree->inodes[parent].links + 1;
+    if (depth > MAX_DEPTH)
+        return pyc_fail(err, EFBIG, "keep directories within a depth of 4096", path);
+    int r = pyc_tree_add_inode(tree, S_IFDIR | 0755, ret_inode, err);
+    if (r < 0)
+        return r;
+    tree->inodes[*ret_inode].parent = parent;
+    tree->inodes[*ret_inode].links = depth;
     return 0;
 }
 
@@ -210,12 +224,10 @@ static int make_directory(PycTree *tree, uint32_t name, uint32_t *ret_inode, con
     uint32_t before = tree->names[name].inode;
     if (tree->made >= tree->max_made)
         return pyc_fail(err, EFBIG, "stay within the limit of entries", path);
-    int r = pyc_tree_add_inode(tree, S_IFDIR | 0755, ret_inode, err);
+    int r = pyc_tree_add_directory(tree, tree->names[name].directory, ret_inode, path, err);
     if (r < 0)
         return r;
-    PycInode *inode = &tree->inodes[*ret_inode];
-    inode->parent = tree->names[name].directory;
-    inode->opaque = before != 0;
+    tree->inodes[*ret_inode].opaque = before != 0;
     tree->names[name].inode = *ret_inode;
     tree->made++;
     return 0;

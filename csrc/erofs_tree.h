@@ -13,7 +13,7 @@ typedef struct PycInode {
     uint64_t size;
     int64_t mtime;
     uint32_t nsec, uid, gid;
-    uint32_t links;  /* names that it has, counted when it is laid out */
+    uint32_t links;  /* names that it has, counted when it is laid out; until then how deep a directory is */
     uint32_t xattrs; /* where in `xattrs`, in units of 4 bytes; 0: none */
     /* of a directory its first name; of a symbolic link where in `texts` its target is; of a device its number; of a
      * file the block of its device that it begins at, or where in `maps` its chunks are */
@@ -71,6 +71,7 @@ void pyc_tree_close(PycTree *tree);
 
 /* Each of these may move the arrays: keep indices, not pointers. They return 0 and -ENOMEM or -EFBIG, err filled. */
 int pyc_tree_add_inode(PycTree *tree, uint16_t mode, uint32_t *ret_inode, PycError *err);
+int pyc_tree_add_directory(PycTree *tree, uint32_t parent, uint32_t *ret_inode, const char *path, PycError *err);
 int pyc_tree_add_text(PycTree *tree, const char *text, size_t size, uint32_t *ret_text, PycError *err);
 int pyc_tree_add_xattrs(PycTree *tree, const uint8_t *entries, size_t size, uint32_t *ret_xattrs, PycError *err);
 int pyc_tree_add_map(PycTree *tree, uint64_t chunks, uint32_t *ret_map, PycError *err);

@@ -102,6 +102,21 @@ def test_what_is_damaged_or_too_much_is_refused(tmp_path: Path) -> None:
         erofs.index(io.BytesIO(TAR), None, tmp_path / "digest", expected_diff_id=sha(b""))
 
 
+def test_links_that_lead_ever_deeper_are_refused(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        base = "top"
+        for number in range(5):
+            deep = base + "/d" * 1000
+            directory, link = tarfile.TarInfo(deep), tarfile.TarInfo(f"to-{number}")
+            directory.type, link.type, link.linkname = tarfile.DIRTYPE, tarfile.SYMTYPE, f"/{deep}"
+            archive.addfile(directory)
+            archive.addfile(link)
+            base = f"to-{number}"
+    with pytest.raises(ImageError, match="within a depth of 4096 'to-3/d"):
+        erofs.index(io.BytesIO(out.getvalue()), None, tmp_path / "index")
+
+
 def test_maps_of_sparse_files_are_limited(tmp_path: Path) -> None:
     """Files of nearly 8 EiB without content: each is a hole, cut into chunks of the largest size."""
     out = io.BytesIO()

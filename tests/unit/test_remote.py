@@ -493,11 +493,28 @@ def test_lists_stay_where_they_are(link: str, words: str) -> None:
         list(place.tags())
 
 
+def test_lists_are_bounded_and_harmless() -> None:
+    many = json.dumps({"tags": [f"t{number}" for number in range(60_000)]}).encode()
+
+    def respond(request: Served) -> None:
+        page = int(request.query.get("last", ["0"])[0])
+        request.answer(200, many, Link=f'</v2/team/app/tags/list?n=1&last={page + 1}>; rel="next"')
+
+    with remote(respond) as place, pytest.raises(RegistryError, match="more than 100000 names"):
+        list(place.tags())
+    odd = json.dumps({"tags": ["good", "\x1b[31m", "-x", "a" * 300, ""]}).encode()
+    with remote(lambda request: request.answer(200, odd)) as place:
+        assert list(place.tags()) == ["good"]
+
+
 def test_searches_know_results_and_lists() -> None:
     def respond(request: Served) -> None:
         if request.path.startswith("/v1/"):
             body = {
-                "results": [{"name": "a/b", "description": "x\n y", "star_count": 3, "is_official": True}, {"x": 1}]
+                "results": [
+                    {"name": "a/b", "description": "x\n \x1b[31my", "star_count": 3, "is_official": True},
+                    {"x": 1},
+                ]
             }
             request.answer(200 if modern else 404, json.dumps(body).encode())
         else:
@@ -508,6 +525,7 @@ def test_searches_know_results_and_lists() -> None:
             found = search(place.client, "APP", place.endpoint.registry)
             names = [item.name.removeprefix(f"{place.endpoint.registry}/") for item in found]
             assert names == (["a/b"] if modern else ["team/app"])
+            assert found[0].description == ("x [31my" if modern else "")
 
 
 _ANSWERS = st.recursive(

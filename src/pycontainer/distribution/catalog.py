@@ -10,8 +10,8 @@ import attrs
 
 from pycontainer.distribution.auth import Authorizer
 from pycontainer.distribution.credentials import Credential
-from pycontainer.distribution.remote import Client, names_in, pages
-from pycontainer.distribution.wire import Answer, origin_of
+from pycontainer.distribution.remote import Client, listed
+from pycontainer.distribution.wire import Answer, origin_of, printable
 from pycontainer.errors import RegistryError
 from pycontainer.names import DEFAULT_REGISTRY
 
@@ -120,10 +120,10 @@ def catalog(client: Client, registry: str) -> Iterator[str]:
     def first(path: str) -> Answer:
         return _get(client, authorizer, f"{base}/v2/{path}", action, _CATALOG)
 
-    for answer in pages(first, f"_catalog?n={_PAGE}", send):
-        if answer.status != _OK:
-            answer.refuse(authorizer.hint())
-        yield from names_in(answer, "repositories")
+    def refuse(answer: Answer) -> None:
+        answer.refuse(authorizer.hint())
+
+    return listed(first, f"_catalog?n={_PAGE}", send, "repositories", refuse)
 
 
 def search(client: Client, term: str, registry: str = DEFAULT_REGISTRY, *, limit: int = 25) -> list[SearchResult]:
@@ -166,14 +166,14 @@ def _results(answer: Answer, registry: str) -> list[SearchResult]:
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise RegistryError(answer.action, answer.host, "its answer should have 'results', a list of objects")
     before = "" if registry == DEFAULT_REGISTRY else f"{registry}/"
-    return [_found(item, before) for item in items if isinstance(item.get("name"), str)]
+    return [_found(item, before) for item in items if isinstance(item.get("name"), str) and item["name"].isprintable()]
 
 
 def _found(item: Mapping[str, Any], before: str) -> SearchResult:
     stars, description = item.get("star_count"), item.get("description")
     return SearchResult(
         name=before + item["name"],
-        description=" ".join(description.split()) if isinstance(description, str) else "",
+        description=" ".join(printable(description).split()) if isinstance(description, str) else "",
         stars=stars if isinstance(stars, int) else 0,
         official=item.get("is_official") is True,
     )

@@ -39,13 +39,15 @@ from pycontainer.oci.image import (
 if TYPE_CHECKING:
     from pycontainer.names import Reference
 
-__all__ = ["Client", "RawManifest", "Remote", "next_page"]
+__all__ = ["Client", "RawManifest", "Remote", "listed", "next_page"]
 
 _ACCEPT = f"{MANIFEST}, {INDEX}, {DOCKER_MANIFEST}, {DOCKER_LIST}, */*;q=0.1"
 _OK, _CREATED, _ACCEPTED, _NO_CONTENT, _UNAUTHORIZED, _NOT_FOUND = 200, 201, 202, 204, 401, 404
 _GOOD_DELETE = (_OK, _ACCEPTED, _NO_CONTENT)
-_MAX_PAGE = 8 << 20
-_MAX_NAMES = 1_000_000
+_MAX_PAGE = 4 << 20
+_MAX_NAMES = 100_000
+_MAX_PAGES = 2000
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,254}")  # of tags and repositories, as far as it matters
 _PAGE = 1000  # names asked for at a time
 _PROBE_SECONDS = 3.0
 _MIRROR_ATTEMPTS = 2  # there is another place to ask
@@ -458,10 +460,11 @@ class Remote:
             RegistryError: the registry cannot be reached, or refuses.
         """
         action = f"list the tags of {self.name}"
-        for answer in pages(lambda path: self.request("GET", path, action=action), f"tags/list?n={_PAGE}", self.send):
-            if answer.status != _OK:
-                self._refuse(answer)
-            yield from names_in(answer, "tags")
+
+        def first(path: str) -> Answer:
+            return self.request("GET", path, action=action)
+
+        return listed(first, f"tags/list?n={_PAGE}", self.send, "tags", self._refuse)
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
         """Return the manifests whose subject is another one.
@@ -564,21 +567,41 @@ def pages(first: Callable[[str], Answer], path: str, send: Callable[..., Answer]
             if not target:
                 return
             url = resolve(answer.url, target, answer.action, "the next page")
-            if origin_of(url) != origin_of(answer.url) or url in seen or len(seen) > _MAX_NAMES // _PAGE:
+            if origin_of(url) != origin_of(answer.url) or url in seen or len(seen) > _MAX_PAGES:
                 raise RegistryError(answer.action, answer.host, f"the list goes on at {url[:200]!r}, refused")
             seen.add(url)
         answer = send("GET", url, action=answer.action, retry=True)
 
 
-def names_in(answer: Answer, field: str) -> list[str]:
-    """Return the names that a page lists.
+def listed(
+    first: Callable[[str], Answer],
+    path: str,
+    send: Callable[..., Answer],
+    field: str,
+    refuse: Callable[[Answer], object],
+) -> Iterator[str]:
+    """Give the names of a list in pages, those that a reference can have.
+
+    Args:
+        first: as for :func:`pages`.
+        path: likewise.
+        send: likewise.
+        field: of each page.
+        refuse: raises what the status of a page means.
 
     Raises:
-        RegistryError: it is no such page.
+        RegistryError: a page is none, or there are too many names.
     """
-    document = answer.json(_MAX_PAGE)
-    names = document.get(field) if isinstance(document, dict) else None
-    names = [] if names is None else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise RegistryError(answer.action, answer.host, f"its answer should have {field!r}, a list of names")
-    return names
+    count = 0
+    for answer in pages(first, path, send):
+        if answer.status != _OK:
+            refuse(answer)
+        document = answer.json(_MAX_PAGE)
+        names = document.get(field) if isinstance(document, dict) else None
+        names = [] if names is None else names
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise RegistryError(answer.action, answer.host, f"its answer should have {field!r}, a list of names")
+        count += len(names)
+        if count > _MAX_NAMES:
+            raise RegistryError(answer.action, answer.host, f"the list has more than {_MAX_NAMES} names")
+        yield from filter(_NAME.fullmatch, names)

@@ -7,6 +7,7 @@ answer, the time it takes, where it sends us. Authorization is :mod:`~.auth`'s.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import random
 import re
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from urllib3.response import BaseHTTPResponse
 
-__all__ = ["Answer", "Body", "Wire", "host_of", "origin_of", "resolve"]
+__all__ = ["Answer", "Body", "Wire", "host_of", "origin_of", "printable", "resolve"]
 
 
 class Readable(Protocol):
@@ -147,7 +148,7 @@ class Answer:
     def refuse(self, hint: str = "") -> NoReturn:
         """Raise what a status means that is no success, with what the registry says about it."""
         codes, said = _complaint(self)
-        reason = f"{self.status} {said or _UNPRINTABLE.sub(' ', self._response.reason or '')[:_SAID]}".strip()
+        reason = f"{self.status} {said or printable(self._response.reason or '')[:_SAID]}".strip()
         kind: type[RegistryError] = RegistryError
         if self.status in {401, 403} or codes[:1] in (["UNAUTHORIZED"], ["DENIED"]):
             kind = Unauthorized
@@ -180,6 +181,11 @@ class Answer:
         self.close()
 
 
+def printable(text: str) -> str:
+    """Return a text from a stranger as a line that does nothing to a terminal."""
+    return _UNPRINTABLE.sub(" ", text)
+
+
 def _complaint(answer: Answer) -> tuple[list[str], str]:
     """Return codes and words of an error document, see distribution-spec "Error codes"; of anything else, its start."""
     try:
@@ -190,14 +196,14 @@ def _complaint(answer: Answer) -> tuple[list[str], str]:
         document = parse_json(data, "")
     except ImageError:
         text = "" if data.lstrip().startswith(b"<") else data.decode(errors="replace")
-        return [], _UNPRINTABLE.sub(" ", text).strip()[:_SAID]
+        return [], printable(text).strip()[:_SAID]
     errors = document.get("errors") if isinstance(document, dict) else None
     errors = [item for item in errors if isinstance(item, dict)] if isinstance(errors, list) else []
     codes = [str(item.get("code") or "")[:64] for item in errors]
     if not errors and isinstance(document, dict):  # token servers and proxies
         errors = [{"message": document.get("details") or document.get("message") or document.get("error")}]
     words = (f"{item.get('code') or ''}: {item.get('message') or ''}".strip(": ") for item in errors)
-    return codes, _UNPRINTABLE.sub(" ", "; ".join(filter(None, words)))[:_SAID]
+    return codes, printable("; ".join(filter(None, words)))[:_SAID]
 
 
 def _raise_cut(action: str, host: str, error: Exception) -> NoReturn:
@@ -211,16 +217,16 @@ def _raise_cut(action: str, host: str, error: Exception) -> NoReturn:
     if isinstance(error, IncompleteRead) or isinstance(cause, IncompleteRead):
         reason = "the connection was cut in the middle of the answer"
     elif certificate:
-        reason = f"its certificate is not trusted: {_UNPRINTABLE.sub(' ', str(cause))}"
+        reason = f"its certificate is not trusted: {printable(str(cause))}"
         hint = (
             f"put the authority's certificate into /etc/pycontainer/certs.d/{host}/ca.crt, or list the host as insecure"
         )
     elif alert:
-        reason = f"it wants a client certificate: {_UNPRINTABLE.sub(' ', str(cause))}"
+        reason = f"it wants a client certificate: {printable(str(cause))}"
         hint = f"put client.cert and client.key into /etc/pycontainer/certs.d/{host}"
     else:
         words = (cause.strerror if isinstance(cause, OSError) else "") or str(cause) or type(cause).__name__
-        reason = _UNPRINTABLE.sub(" ", words)[:_SAID]
+        reason = printable(words)[:_SAID]
     # A name that is not known, and what is no URL at all, stay so.
     lasting = certificate or alert or isinstance(error, NameResolutionError | ValueError)
     raise RegistryError(action, host, reason, hint=hint, temporary=not lasting) from error
@@ -254,7 +260,7 @@ def resolve(base: str, target: str, action: str, what: str) -> str:
     """
 
     def refuse(reason: str) -> NoReturn:
-        shown = _UNPRINTABLE.sub(" ", target)[:200]
+        shown = printable(target)[:200]
         raise RegistryError(action, host_of(base), f"{what} is {shown!r}, {reason}")
 
     if not target or len(target) > _MAX_URL or _BAD_URL.search(target):
@@ -286,7 +292,39 @@ def _usual_context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-_Live = weakref.WeakSet[Any]
+class _Live:
+    """The connections of a wire, and whether they are to end. Thread-safe.
+
+    Attributes:
+        stopped: set when nothing more is to be sent.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._connections: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
+
+    def add(self, connection: HTTPConnection) -> None:
+        """Count a connection among those to break."""
+        with self._lock:
+            self._connections.add(connection)
+
+    def check(self, connection: HTTPConnection) -> None:
+        """End a connection that was made while all were broken."""
+        if self.stopped.is_set():
+            connection.close()
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the transfer was ended")
+
+    def break_all(self) -> None:
+        """Break what waits for bytes in any thread."""
+        self.stopped.set()
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            sock = getattr(connection, "sock", None)
+            if sock is not None:
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    sock.shutdown(socket.SHUT_RDWR)
 
 
 class _Connection(HTTPConnection):
@@ -294,20 +332,28 @@ class _Connection(HTTPConnection):
 
     def __init__(self, *arguments: Any, live: _Live, **options: Any) -> None:  # noqa: ANN401 - urllib3's
         super().__init__(*arguments, **options)
+        self._live = live
         live.add(self)
+
+    def connect(self) -> None:
+        """Connect, unless all is to end."""
+        super().connect()
+        self._live.check(self)
 
 
 class _SecureConnection(HTTPSConnection):
     """The same with TLS."""
 
+    def __init__(self, *arguments: Any, live: _Live, **options: Any) -> None:  # noqa: ANN401 - urllib3's
+        super().__init__(*arguments, **options)
+        self._live = live
+        live.add(self)
+
     def connect(self) -> None:
         """Connect, without urllib3's warning where no check is what was asked for."""
         super().connect()
         self.is_verified = True
-
-    def __init__(self, *arguments: Any, live: _Live, **options: Any) -> None:  # noqa: ANN401 - urllib3's
-        super().__init__(*arguments, **options)
-        live.add(self)
+        self._live.check(self)
 
 
 def _pool_of(base: type[HTTPConnectionPool], kind: type[HTTPConnection], live: _Live) -> type[HTTPConnectionPool]:
@@ -326,20 +372,15 @@ class Wire:
 
     def __init__(self, registries: Registries) -> None:
         self.registries = registries
-        self._live: _Live = weakref.WeakSet()
+        self._live = _Live()
         self._managers: dict[tuple[str, str, str], urllib3.PoolManager] = {}
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
+        self._stopped = self._live.stopped
         self._unchecked: set[str] = set()
 
     def interrupt(self) -> None:
         """Break what is under way in any thread; nothing more is sent until :meth:`resume`."""
-        self._stopped.set()
-        for connection in list(self._live):
-            sock = getattr(connection, "sock", None)
-            if sock is not None:
-                with contextlib.suppress(OSError):  # closed meanwhile
-                    sock.shutdown(socket.SHUT_RDWR)
+        self._live.break_all()
 
     def resume(self) -> None:
         """Allow requests again."""

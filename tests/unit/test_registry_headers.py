@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pycontainer.distribution.auth import parse_challenges
-from pycontainer.distribution.remote import next_page
+from pycontainer.distribution.paging import next_page
 from pycontainer.distribution.wire import origin_of, resolve
 from pycontainer.errors import RegistryError
 

@@ -10,7 +10,8 @@ import attrs
 
 from pycontainer.distribution.auth import Authorizer
 from pycontainer.distribution.credentials import Credential
-from pycontainer.distribution.remote import Client, listed
+from pycontainer.distribution.paging import PAGE, listed
+from pycontainer.distribution.remote import Client
 from pycontainer.distribution.wire import Answer, origin_of, printable
 from pycontainer.errors import RegistryError
 from pycontainer.names import DEFAULT_REGISTRY
@@ -22,7 +23,6 @@ __all__ = ["SearchResult", "catalog", "login", "logout", "ping", "search"]
 
 _OK, _UNAUTHORIZED, _NOT_FOUND = 200, 401, 404
 _CATALOG = ("registry:catalog:*",)
-_PAGE = 1000
 _MAX_ANSWER = 8 << 20
 _HUB_SEARCH = "https://index.docker.io"
 _MAX_RESULTS = 100
@@ -123,7 +123,7 @@ def catalog(client: Client, registry: str) -> Iterator[str]:
     def refuse(answer: Answer) -> None:
         answer.refuse(authorizer.hint())
 
-    return listed(first, f"_catalog?n={_PAGE}", send, "repositories", refuse)
+    return listed(first, f"_catalog?n={PAGE}", send, "repositories", refuse)
 
 
 def search(client: Client, term: str, registry: str = DEFAULT_REGISTRY, *, limit: int = 25) -> list[SearchResult]:

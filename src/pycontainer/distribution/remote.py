@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -21,8 +20,9 @@ from pycontainer.distribution.auth import Authorizer
 from pycontainer.distribution.credentials import Credential, CredentialFiles
 from pycontainer.distribution.download import RemoteBlob
 from pycontainer.distribution.hosts import Endpoint, Registries
+from pycontainer.distribution.paging import PAGE, listed, pages
 from pycontainer.distribution.upload import Sent, upload
-from pycontainer.distribution.wire import Answer, Body, Wire, origin_of, resolve
+from pycontainer.distribution.wire import Answer, Body, Wire, origin_of
 from pycontainer.errors import DigestMismatch, ImageError, ManifestUnknown, RegistryError
 from pycontainer.names import is_digest
 from pycontainer.oci.image import (
@@ -39,23 +39,13 @@ from pycontainer.oci.image import (
 if TYPE_CHECKING:
     from pycontainer.names import Reference
 
-__all__ = ["Client", "RawManifest", "Remote", "listed", "next_page"]
+__all__ = ["Client", "RawManifest", "Remote"]
 
 _ACCEPT = f"{MANIFEST}, {INDEX}, {DOCKER_MANIFEST}, {DOCKER_LIST}, */*;q=0.1"
 _OK, _CREATED, _ACCEPTED, _NO_CONTENT, _UNAUTHORIZED, _NOT_FOUND = 200, 201, 202, 204, 401, 404
 _GOOD_DELETE = (_OK, _ACCEPTED, _NO_CONTENT)
-_MAX_PAGE = 4 << 20
-_MAX_NAMES = 100_000
-_MAX_PAGES = 2000
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,254}")  # of tags and repositories, as far as it matters
-_PAGE = 1000  # names asked for at a time
 _PROBE_SECONDS = 3.0
 _MIRROR_ATTEMPTS = 2  # there is another place to ask
-# A string without its end matches too, and nothing is tried twice: linear for whatever is sent.
-_LINK = re.compile(
-    r'\s*+<([^>]*+)>((?:\s*+;\s*+[\w*!#$&+.^`|~-]++\s*+(?:=\s*+(?:"(?:[^"\\]++|\\.)*+"|[^\s;,"]++))?+)*+)\s*+(?:,|$)'
-)
-_RELATION = re.compile(r';\s*+rel\s*+=\s*+(?:"([^"]*+)"|([^\s;,"]++))', re.IGNORECASE)
 
 
 @attrs.frozen
@@ -464,7 +454,7 @@ class Remote:
         def first(path: str) -> Answer:
             return self.request("GET", path, action=action)
 
-        return listed(first, f"tags/list?n={_PAGE}", self.send, "tags", self._refuse)
+        return listed(first, f"tags/list?n={PAGE}", self.send, "tags", self._refuse)
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> list[Descriptor]:
         """Return the manifests whose subject is another one.
@@ -528,80 +518,3 @@ def _media_type(answer: Answer) -> str:
 def _referrers_tag(digest: str) -> str:
     algorithm, _, encoded = digest.partition(":")
     return f"{algorithm[:32]}-{encoded[:64]}"
-
-
-def next_page(header: str) -> str:
-    """Return the target of a ``Link`` header's ``next``, or ``""``; RFC 8288.
-
-    >>> next_page('</v2/_catalog?last=a&n=1>; rel="next"')
-    '/v2/_catalog?last=a&n=1'
-    """
-    position = 0
-    while match := _LINK.match(header, position):
-        position = match.end()
-        relation = _RELATION.search(match[2])
-        if relation and "next" in (relation[1] or relation[2] or "").lower().split():
-            return match[1]
-        if position >= len(header):
-            break
-    return ""
-
-
-def pages(first: Callable[[str], Answer], path: str, send: Callable[..., Answer]) -> Iterator[Answer]:
-    """Give the pages of a list; each is closed when the next is wanted.
-
-    Args:
-        first: sends the request for the first page.
-        path: of that.
-        send: sends further requests, by whole URLs.
-
-    Raises:
-        RegistryError: the list leads elsewhere, or in circles.
-    """
-    answer = first(path)
-    seen = {answer.url}
-    while True:
-        with answer:
-            yield answer
-            target = next_page(answer.header("Link"))
-            if not target:
-                return
-            url = resolve(answer.url, target, answer.action, "the next page")
-            if origin_of(url) != origin_of(answer.url) or url in seen or len(seen) > _MAX_PAGES:
-                raise RegistryError(answer.action, answer.host, f"the list goes on at {url[:200]!r}, refused")
-            seen.add(url)
-        answer = send("GET", url, action=answer.action, retry=True)
-
-
-def listed(
-    first: Callable[[str], Answer],
-    path: str,
-    send: Callable[..., Answer],
-    field: str,
-    refuse: Callable[[Answer], object],
-) -> Iterator[str]:
-    """Give the names of a list in pages, those that a reference can have.
-
-    Args:
-        first: as for :func:`pages`.
-        path: likewise.
-        send: likewise.
-        field: of each page.
-        refuse: raises what the status of a page means.
-
-    Raises:
-        RegistryError: a page is none, or there are too many names.
-    """
-    count = 0
-    for answer in pages(first, path, send):
-        if answer.status != _OK:
-            refuse(answer)
-        document = answer.json(_MAX_PAGE)
-        names = document.get(field) if isinstance(document, dict) else None
-        names = [] if names is None else names
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise RegistryError(answer.action, answer.host, f"its answer should have {field!r}, a list of names")
-        count += len(names)
-        if count > _MAX_NAMES:
-            raise RegistryError(answer.action, answer.host, f"the list has more than {_MAX_NAMES} names")
-        yield from filter(_NAME.fullmatch, names)

@@ -19,7 +19,6 @@ enum {
     SIZE = 124,
     MTIME = 136,
     CHECKSUM = 148,
-    CHECKSUM_WORD = 144,
     TYPE = 156,
     LINK = 157,
     MAGIC = 257,
@@ -135,27 +134,28 @@ static int read_unsigned(const uint8_t *field, size_t width, uint64_t *ret) {
     return 0;
 }
 
-/* Old writers summed signed chars; both sums are in use. Eight bytes at a time: this is most of the work of a header. */
+/* Eight bytes at a time: this is most of the work of a header. */
 int pyc_tar_checksum_good(const uint8_t *block) {
-    const uint64_t low = 0x00ff00ff00ff00ff, high = 0x8080808080808080;
-    int64_t want = 0, blanks = 8 * ' ';
-    uint64_t pairs = 0, negative = 0;
+    const uint64_t low = 0x00ff00ff00ff00ff;
+    int64_t want = 0, sum = 8 * ' ';
+    uint64_t pairs = 0; /* four sums, of at most 128 bytes each */
     if (read_number(block + CHECKSUM, 8, &want) < 0)
         return 0;
     for (int i = 0; i < PYC_TAR_BLOCK; i += 8) {
         uint64_t word;
         memcpy(&word, block + i, 8);
-        if (i == CHECKSUM_WORD)
-            word &= 0x00000000ffffffff; /* the field is the second half of this word, */
-        if (i == CHECKSUM_WORD + 8)
-            word &= 0xffffffff00000000;            /* and the first of the next */
-        pairs += (word & low) + (word >> 8 & low); /* four sums of 128 bytes each */
-        negative += (uint64_t)__builtin_popcountll(word & high);
+        pairs += (word & low) + (word >> 8 & low);
     }
-    int64_t plain = blanks;
     for (; pairs; pairs >>= 16)
-        plain += (int64_t)(pairs & 0xffff);
-    return want == plain || want == plain - 256 * (int64_t)negative;
+        sum += (int64_t)(pairs & 0xffff);
+    for (int i = CHECKSUM; i < CHECKSUM + 8; i++)
+        sum -= block[i]; /* which counts as blanks */
+    if (sum == want)
+        return 1;
+    /* Old writers summed signed chars. */
+    for (int i = 0; i < PYC_TAR_BLOCK; i++)
+        sum -= block[i] & 0x80 && (i < CHECKSUM || i >= CHECKSUM + 8) ? 256 : 0;
+    return sum == want;
 }
 
 int pyc_tar_read_size(const uint8_t *block, uint64_t *ret_size) {

@@ -117,6 +117,21 @@ def test_links_that_lead_ever_deeper_are_refused(tmp_path: Path) -> None:
         erofs.index(io.BytesIO(out.getvalue()), None, tmp_path / "index")
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_checksums_of_old_writers_are_good_and_wrong_ones_are_not(tmp_path: Path, signed: bool) -> None:
+    header = bytearray(tarfile.TarInfo("n\u00e9\u00ff").tobuf(tarfile.USTAR_FORMAT, "latin-1"))
+    header[148:156] = b" " * 8
+    total = sum(byte - 256 if signed and byte > 127 else byte for byte in header)
+    for wrong in (0, 1, -1, 256):
+        header[148:156] = b"%06o\0 " % (total + wrong)
+        archive = io.BytesIO(bytes(header) + bytes(1024))
+        if not wrong:
+            assert erofs.index(archive, None, tmp_path / "good").entries == 1
+            continue
+        with pytest.raises(ImageError, match="checksum"):
+            erofs.index(archive, None, tmp_path / str(wrong))
+
+
 def test_maps_of_sparse_files_are_limited(tmp_path: Path) -> None:
     """Files of nearly 8 EiB without content: each is a hole, cut into chunks of the largest size."""
     out = io.BytesIO()

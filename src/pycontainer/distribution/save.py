@@ -8,7 +8,6 @@ owners and the order of the members are fixed: the same images give the same arc
 from __future__ import annotations
 
 import functools
-import io
 import json
 import os
 import tarfile
@@ -20,7 +19,7 @@ import attrs
 
 from pycontainer.distribution.layout import INDEX_OF
 from pycontainer.distribution.meter import Meter
-from pycontainer.distribution.sinks import DescriptorSink, PackedSink, Packing, StreamSink, replacing
+from pycontainer.distribution.sinks import DescriptorSink, PackedSink, Packing, open_sink, replacing
 from pycontainer.errors import AlreadyExists, ImageError
 from pycontainer.names import parse_reference
 from pycontainer.oci.image import (
@@ -115,14 +114,7 @@ def save_archive(
     """
     with _kept(store, images), ExitStack() as stack:
         content = _content(store, images, docker=docker)
-        sink: Sink
-        if isinstance(target, Path):
-            sink = DescriptorSink(stack.enter_context(replacing(target)))
-        elif isinstance(target, io.BufferedWriter | io.FileIO):  # others may have a descriptor and mean another one
-            target.flush()
-            sink = DescriptorSink(target.fileno())
-        else:
-            sink = StreamSink(target)
+        sink = stack.enter_context(open_sink(target))
         if packing is not None:
             sink = PackedSink(sink, packing)
         copying = _Copying(store, content, progress)

@@ -6,6 +6,7 @@ What is on disk goes from file to file within the kernel: copy_file_range(2), se
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from pycontainer.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DescriptorSink", "PackedSink", "Packing", "Sink", "StreamSink", "replacing"]
+__all__ = ["DescriptorSink", "PackedSink", "Packing", "Sink", "StreamSink", "open_sink", "replacing"]
 
 Packing = Literal["gzip", "zstd"]
 Advance = Callable[[int], object]
@@ -183,6 +184,23 @@ def _read_all(fd: int, size: int, sink: Sink, advance: Advance) -> None:
         sink.write(data)
         offset += len(data)
         advance(len(data))
+
+
+@contextmanager
+def open_sink(target: Path | IO[bytes]) -> Iterator[Sink]:
+    """Give the sink that writes to a place.
+
+    Args:
+        target: a path, see :func:`replacing`; or a binary stream, which stays open.
+    """
+    if isinstance(target, Path):
+        with replacing(target) as fd:
+            yield DescriptorSink(fd)
+    elif isinstance(target, io.BufferedWriter | io.FileIO):  # others may have a descriptor and mean another one
+        target.flush()
+        yield DescriptorSink(target.fileno())
+    else:
+        yield StreamSink(target)
 
 
 @contextmanager

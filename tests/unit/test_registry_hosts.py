@@ -84,6 +84,7 @@ def test_certificates_are_found_by_host_and_port(tmp_path: Path) -> None:
 
 def test_configuration_is_read_field_by_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr("pycontainer.distribution.hosts._SYSTEM_FILE", tmp_path / "absent/registries.toml")
     system = tmp_path / "system.toml"
     system.write_text('insecure = ["a.lan"]\nproxy = "http://proxy:3128"\n')
     user = tmp_path / "pycontainer/registries.toml"

@@ -79,7 +79,7 @@ def _make(uid_map: str, gid_map: str, keeper_socket: int) -> int:
     program = Program()
     program.clone_flags = _CLONE_NEWUSER
     program.uid_map, program.gid_map = uid_map, gid_map
-    program.step(lib.PYC_OP_SYNC, "wait")
+    program.step(lib.PYC_OP_SYNC, "wait", a=1)  # 0 is no place to wait at
     process = Process(program.pack(), keeper_socket)
     try:
         return os.open(f"/proc/{process.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)

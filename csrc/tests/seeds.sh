@@ -36,3 +36,19 @@ echo inside >plain/inside
 { printf '\000'; tar -b 1 -cf - -P --transform='s,^plain,../plain,' plain; } >"$out/dots"
 { printf '\040'; tail -c +2 "$out/pax"; } >"$out/half-pax"
 { printf '\140'; tail -c +2 "$out/pax"; tail -c +2 "$out/pax"; } >"$out/two"
+# Two layers, both padded to one size: files in what is a link below, in what is a link to itself, whiteouts, hard links.
+mkdir -p low/usr/lib low/d high
+ln -s usr/lib low/lib
+ln -s loop low/loop
+echo x >low/d/file
+ln low/d/file low/kept
+mkdir -p high/lib high/d high/new
+echo y >high/lib/file
+: >high/.wh.kept
+: >high/d/.wh.file
+: >high/new/.wh..wh..opq
+tar -b 20 -C low -cf low.tar .
+tar -b 20 -C high --no-recursion -cf high.tar lib/file .wh.kept d/.wh.file new/.wh..wh..opq
+tar -b 20 -C high --no-recursion --transform='s,lib/,loop/,' -cf loop.tar lib/file
+{ printf '\140'; cat low.tar high.tar; } >"$out/linked"
+{ printf '\140'; cat low.tar loop.tar; } >"$out/loop"

@@ -151,6 +151,7 @@ class Transfers(ABC):
         reference: str,
         *,
         platform: str | None = None,
+        limits: LayerLimits | None = None,
         progress: Callable[[Progress], object] | None = None,
     ) -> Image:
         """Bring an image from its registry, or a mirror of that; only what is missing is fetched.
@@ -160,6 +161,7 @@ class Transfers(ABC):
         Args:
             reference: with a tag, which the image then has; or with a digest.
             platform: ``"linux/arm64"``: which of an image for several platforms; this host's when not given.
+            limits: what is too much for a layer.
             progress: is called with a :class:`Progress` at each step.
 
         Raises:
@@ -172,7 +174,14 @@ class Transfers(ABC):
 
         whole = parse_reference(reference)
         with _disk_errors(Path(reference)):
-            done = pull(self._store, whole, registries=self._reached(), platform=_platform(platform), progress=progress)
+            done = pull(
+                self._store,
+                whole,
+                registries=self._reached(),
+                platform=_platform(platform),
+                limits=limits,
+                progress=progress,
+            )
         return self.get(done.id)
 
     def pull_all(
@@ -180,6 +189,7 @@ class Transfers(ABC):
         repository: str,
         *,
         platform: str | None = None,
+        limits: LayerLimits | None = None,
         progress: Callable[[Progress], object] | None = None,
     ) -> Sequence[Image]:
         """Bring the images of all tags of a repository; see :meth:`pull`.
@@ -187,6 +197,7 @@ class Transfers(ABC):
         Args:
             repository: without a tag.
             platform: as for :meth:`pull`.
+            limits: as for :meth:`pull`.
             progress: as for :meth:`pull`.
         """
         from pycontainer.distribution.pull import pull_all
@@ -200,6 +211,7 @@ class Transfers(ABC):
                 parse_reference(repository),
                 registries=self._reached(),
                 platform=_platform(platform),
+                limits=limits,
                 progress=progress,
             )
         return [self.get(pulled.id) for _, pulled in done]

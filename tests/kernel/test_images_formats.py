@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import resource
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -297,6 +298,41 @@ def test_a_foreign_layer_that_is_elsewhere_is_refused_by_name(store: Store, tmp_
     with pytest.raises(ImageError, match=r"licence.*fetched from https://example.org/layer, which is not done"):
         Images(store).load(path)
     assert store.blobs.list() == {}
+
+
+def test_a_directory_does_not_lead_out(store: Store, layout: Layout, tmp_path: Path) -> None:
+    path = layout.finish(layout.image(b"ours"))
+    (tmp_path / "elsewhere").mkdir()
+    for file in list(layout.blobs.iterdir()):
+        file.rename(tmp_path / "elsewhere" / file.name)
+        file.symlink_to(tmp_path / "elsewhere" / file.name)
+    with pytest.raises(ImageError, match="leads out of"):
+        Images(store).load(path)
+    layout.blobs.rename(tmp_path / "layout/inside")
+    layout.blobs.symlink_to("../inside")
+    for file in (tmp_path / "layout/inside").iterdir():
+        file.unlink()
+        (tmp_path / "elsewhere" / file.name).rename(file)
+    assert Images(store).load(path).os == "linux"
+
+
+def test_layers_of_a_directory_are_opened_one_after_the_other(store: Store, tmp_path: Path) -> None:
+    layers = [tar(member(f"file{number}", b"x")) for number in range(200)]
+    path = oci_layout(tmp_path / "layout", layers)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, before[1]))
+    try:
+        assert len(Images(store).load(path).layers) == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_archive_as_a_whole_is_limited_too(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "archive.tar.gz"
+    path.write_bytes(gzip.compress(docker_archive([tar(member("zeros", bytes(1 << 20)))])))
+    with pytest.raises(ImageError, match=r"archive.tar.gz unpacks to more than 1048576 bytes; raise LayerLimits"):
+        Images(store).load(path, limits=LayerLimits(size=1 << 20))
+    assert list((store.root / "tmp").iterdir()) == []
 
 
 def test_limits(store: Store, tmp_path: Path) -> None:

@@ -11,16 +11,19 @@ import subprocess
 import sys
 import tarfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pycontainer.distribution.layout import open_archive
 from pycontainer.errors import AlreadyExists, Conflict, NotFound, StoreError
 from pycontainer.images import Images
 from pycontainer.model import ImageConfig
 from pycontainer.names import parse_reference
 from pycontainer.store import Store
+from tests.schemas import validate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -289,3 +292,18 @@ def test_what_progress_raises_ends_it(images: Images, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         images.save(tmp_path / "saved", "one", progress=stop)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "trees"]
+
+
+@pytest.mark.parametrize("form", ["docker-archive", "oci-dir"])
+def test_what_is_written_fits_the_schemas(images: Images, tmp_path: Path, form: Any) -> None:
+    images.save(tmp_path / "saved", *images, format=form)
+    with closing(open_archive(tmp_path / "saved", tmp_path, "saved")) as archive:
+        validate("image-layout-schema.json", archive.read("oci-layout", 1000))
+        index = archive.read("index.json", 1 << 20)
+        validate("image-index-schema.json", index)
+        for entry in json.loads(index)["manifests"]:
+            manifest = archive.read("blobs/" + entry["digest"].replace(":", "/"), 1 << 20)
+            validate("image-manifest-schema.json", manifest)
+            config = json.loads(manifest)["config"]["digest"]
+            validate("config-schema.json", archive.read("blobs/" + config.replace(":", "/"), 1 << 20))
+    assert len(json.loads(index)["manifests"]) == 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,8 +31,8 @@ from pycontainer.oci.image import (
     parse_manifest,
     parse_manifest_or_index,
 )
+from tests.schemas import validate
 
-SCHEMAS = Path(__file__).parents[3] / "shared/spec/image"
 SHA = "sha256:" + "ab" * 32
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
@@ -77,27 +76,6 @@ documents = st.builds(
         max_size=2,
     ).map(tuple),
 )
-
-
-def validate(name: str, data: bytes) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    if not SCHEMAS.is_dir():
-        pytest.skip(f"no schemas of the image specification in {SCHEMAS}")
-    store: dict[str, Any] = {}
-    for path in SCHEMAS.glob("*.json"):
-        schema = json.loads(path.read_text())
-        store[path.name] = store["https://opencontainers.org/schema/" + path.name] = schema
-        store["https://opencontainers.org/schema/image/" + path.name] = schema
-    schema = dict(store[name])
-    schema.pop("id", None)
-    import referencing
-    import referencing.jsonschema
-
-    registry: Any = referencing.Registry().with_resources(
-        (uri, referencing.jsonschema.DRAFT4.create_resource({k: v for k, v in item.items() if k != "id"}))
-        for uri, item in store.items()
-    )
-    jsonschema.Draft4Validator(schema, registry=registry).validate(json.loads(data))
 
 
 @given(st.builds(Manifest, config=descriptors, layers=st.lists(descriptors, min_size=1, max_size=3).map(tuple)))

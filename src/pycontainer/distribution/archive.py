@@ -39,13 +39,6 @@ class Archive(Protocol):
             ImageError: it is missing or larger than ``limit`` bytes.
         """
 
-    def locate(self, name: str) -> tuple[int, int, int]:
-        """Return an open file to read from by position, the offset of the content in it, and its length.
-
-        Raises:
-            ImageError: there is no such file.
-        """
-
     def size(self, name: str) -> int:
         """Return how many bytes a file has.
 
@@ -112,18 +105,14 @@ class TarArchive:
             raise ImageError(msg)
         return os.pread(self._fd, member.size, member.offset)
 
-    def locate(self, name: str) -> tuple[int, int, int]:
-        """Return where a file is; see :class:`Archive`."""
-        member = self._find(name)
-        return self._fd, member.offset, member.size
-
     def size(self, name: str) -> int:
         """Return the size of a file; see :class:`Archive`."""
         return self._find(name).size
 
     def open(self, name: str) -> FileRange:
         """Return a stream of a file; see :class:`Archive`."""
-        return FileRange(*self.locate(name))
+        member = self._find(name)
+        return FileRange(self._fd, member.offset, member.size)
 
     def close(self) -> None:
         """Close the tar file."""
@@ -136,75 +125,74 @@ class DirectoryArchive:
     """A directory.
 
     Args:
-        path: the directory.
+        path: the directory; links in it do not lead out.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._open: list[int] = []
+        self._path = path.resolve()
 
     def has(self, name: str) -> bool:
         """Tell whether there is such a file."""
         return (self._path / name).is_file()
 
-    def _fd(self, name: str) -> int:
-        try:
-            fd = os.open(self._path / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            msg = f"cannot read {self._path / name}: {error.strerror}"
-            raise ImageError(msg) from error
-        self._open.append(fd)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            msg = f"{self._path / name} is not a file"
-            raise ImageError(msg)
-        return fd
-
     def read(self, name: str, limit: int) -> bytes:
         """Return a small file; see :class:`Archive`."""
-        fd, _, size = self.locate(name)
+        fd = self._open(name)
         try:
+            size = os.fstat(fd).st_size
             if size > limit:
                 msg = f"{self._path / name} has {size} bytes, at most {limit} are accepted"
                 raise ImageError(msg)
             return os.pread(fd, size, 0)
         finally:
-            self._open.remove(fd)
             os.close(fd)
-
-    def locate(self, name: str) -> tuple[int, int, int]:
-        """Return where a file is; see :class:`Archive`."""
-        fd = self._fd(name)
-        return fd, 0, os.fstat(fd).st_size
 
     def size(self, name: str) -> int:
         """Return the size of a file; see :class:`Archive`."""
+        fd = self._open(name)
         try:
-            return (self._path / name).stat().st_size
-        except OSError as error:
-            msg = f"cannot read {self._path / name}: {error.strerror}"
-            raise ImageError(msg) from error
+            return os.fstat(fd).st_size
+        finally:
+            os.close(fd)
 
     def open(self, name: str) -> FileRange:
         """Return a stream of a file; see :class:`Archive`."""
-        return FileRange(*self.locate(name))
+        fd = self._open(name)
+        return FileRange(fd, 0, os.fstat(fd).st_size, owned=True)
+
+    def _open(self, name: str) -> int:
+        path = self._path / name
+        if not path.resolve().is_relative_to(self._path):
+            msg = f"{path} leads out of {self._path}, where the archive ends"
+            raise ImageError(msg)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            msg = f"cannot read {path}: {error.strerror}"
+            raise ImageError(msg) from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            msg = f"{path} is not a file"
+            raise ImageError(msg)
+        return fd
 
     def close(self) -> None:
-        """Close what is open."""
-        while self._open:
-            os.close(self._open.pop())
+        """Do nothing: each stream has a file of its own."""
 
 
 class FileRange:
     """A part of a file as a stream; the file is read by position, so that several streams may share it.
 
     Args:
-        fd: the file, which stays open.
+        fd: the file.
         offset: where the part begins.
         size: how many bytes it has.
+        owned: close the file with the stream.
     """
 
-    def __init__(self, fd: int, offset: int, size: int) -> None:
+    def __init__(self, fd: int, offset: int, size: int, *, owned: bool = False) -> None:
         self._fd = fd
+        self._owned = owned
         self._offset = offset
         self._end = offset + size
 
@@ -223,7 +211,10 @@ class FileRange:
         return data
 
     def close(self) -> None:
-        """Do nothing: the archive owns the file."""
+        """Close the file, if it is owned."""
+        if self._owned:
+            self._owned = False
+            os.close(self._fd)
 
 
 def _index(fd: int, path: str) -> dict[str, _Member]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
 from pycontainer.distribution.contents import (
@@ -124,7 +125,8 @@ def legacy_sources(archive: Archive, path: str, wanted: Platform | None, limits:
 
     @functools.cache
     def diff_id(name: str) -> str:
-        return verify(cast("IO[bytes]", archive.open(name)), limits=limits)[1]
+        with closing(archive.open(name)) as stream:
+            return verify(cast("IO[bytes]", stream), limits=limits)[1]
 
     found = []
     for identity, tags in names.items():

@@ -25,6 +25,7 @@ from pycontainer.distribution.contents import (
     whole_references,
 )
 from pycontainer.distribution.docker_archive import docker_sources, legacy_sources
+from pycontainer.distribution.layer import LayerLimits
 from pycontainer.distribution.sources import BlobSource, LayerSource, Source
 from pycontainer.distribution.transfer import host_platform
 from pycontainer.errors import ImageError
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from pycontainer.distribution.layer import LayerLimits
 
 __all__ = ["INDEX_OF", "open_archive", "read_contents"]
 
@@ -375,13 +375,14 @@ def _blob_name(digest: str) -> str:
     return "blobs/" + digest.replace(":", "/")
 
 
-def open_archive(path: Path, workspace: Path, shown: str) -> Archive:
+def open_archive(path: Path, workspace: Path, shown: str, limits: LayerLimits | None = None) -> Archive:
     """Open an image archive.
 
     Args:
         path: a directory or a tar file; one that is compressed as a whole is unpacked into the workspace first.
         workspace: a directory for that.
         shown: what messages call it.
+        limits: of which the size holds for what is unpacked.
 
     Raises:
         ImageError: it is neither.
@@ -392,12 +393,20 @@ def open_archive(path: Path, workspace: Path, shown: str) -> Archive:
     try:
         if detect(fd):
             plain = workspace / "archive.tar"
-            with plain.open("xb") as file:
-                for chunk in plain_chunks(path, shown):
-                    file.write(chunk)
+            _unpack(path, plain, shown, limits or LayerLimits())
             os.close(fd)
             fd = os.open(plain, os.O_RDONLY | os.O_CLOEXEC)
         return TarArchive(fd, shown)
     except BaseException:
         os.close(fd)
         raise
+
+
+def _unpack(path: Path, plain: Path, shown: str, limits: LayerLimits) -> None:
+    size = 0
+    with plain.open("xb") as file:
+        for chunk in plain_chunks(path, shown):
+            size += file.write(chunk)
+            if size > limits.size:
+                msg = f"{shown} unpacks to more than {limits.size} bytes; raise LayerLimits(...) if it is trusted"
+                raise ImageError(msg)

@@ -56,7 +56,7 @@ def load_archive(
     """
     with store.workspace() as workspace, spooled(store, archive) as path:
         shown = str(archive if isinstance(archive, Path) else getattr(archive, "name", "the stream"))
-        with closing(open_archive(path, workspace, shown)) as opened:
+        with closing(open_archive(path, workspace, shown, limits)) as opened:
             contents = read_contents(opened, shown, platform=platform, limits=limits)
             chosen = [(source, source.references) for source in contents.sources]
             if not several:

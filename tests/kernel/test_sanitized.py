@@ -43,6 +43,16 @@ with Engine(sys.argv[1]) as engine:
     for thread in threads: thread.start()
     for thread in threads: thread.join()
     print(set(done))
+    script = (
+        "mkdir -p /a/b/c; echo x > /a/b/c/f; ln /a/b/c/f /l; ln -s $(printf %03000d) /long; mkfifo /p; "
+        "truncate -s 5G /hole; echo end >> /hole; rm -r /home /etc/group; mkdir /home; chmod 711 /bin/busybox; "
+        "for i in $(seq 300); do mkdir d; cd d; echo x > f; done"
+    )
+    box = engine.containers.create(image, ["sh", "-c", script], userns=[IdMap(0, 100000, 65536)])
+    print(box.run().exit_code, len(box.diff()))
+    box.export(sys.argv[1] + "/box.tar")
+    print(run(engine, box.commit(), "stat -c %s /hole; cat /a/b/c/f"))
+    print(run(engine, box.commit(squash=True, compression="gzip"), "ls /home /p"))
 """
 EXPECTED = """\
 (3, b'a\\n')
@@ -56,6 +66,9 @@ TimeoutExpired
 137
 (0, b'')
 {(0, b'')}
+0 614
+(0, b'5368709124\\nx\\n')
+(0, b'/p\\n\\n/home:\\n')
 """
 
 

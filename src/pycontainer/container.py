@@ -21,7 +21,6 @@ from pycontainer.names import parse_reference
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from pycontainer.distribution.commit import BlobCompression
     from pycontainer.image import Image
     from pycontainer.images import Images
     from pycontainer.model import Mount, Result, Size
@@ -116,7 +115,7 @@ class Container:
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """Free text by name: that of the image and its own."""
+        """Free text by name, that of the image and its own."""
         return {**self.image.config.labels, **self._document["labels"]}
 
     @property
@@ -136,7 +135,7 @@ class Container:
 
     @property
     def config(self) -> ImageConfig:
-        """How its runs begin: the image's configuration with what was asked of the container."""
+        """How its runs begin, by the image's configuration and what was asked of the container."""
         image, options = self.image.config, self._options
         return attrs.evolve(
             image,
@@ -413,7 +412,7 @@ class Container:
         config: ImageConfig | None = None,
         pause: bool = True,
         squash: bool = False,
-        compression: BlobCompression = "none",
+        compression: Literal["none", "gzip", "zstd"] = "none",
         progress: Callable[[Progress], object] | None = None,
     ) -> Image:
         """Make an image of what it is now: the layers of its image, and one of its own changes.

@@ -109,9 +109,9 @@ class Containers:
             since: made after this one.
 
         >>> with Engine() as engine:
-        ...     _ = engine.containers.create(engine.images.host(), ["true"], name="one")
-        ...     [container.name for container in engine.containers.list(state="created")]
-        ['one']
+        ...     _ = engine.containers.create(engine.images.host(), ["true"], labels={"tier": "db"})
+        ...     [container.state for container in engine.containers.list(labels={"tier": "db"})]
+        ['created']
         """
         rows = self._store.db.containers()
         if before is not None:
@@ -257,9 +257,9 @@ class Containers:
             ValueError: an option makes no sense.
 
         >>> with Engine() as engine:
-        ...     container = engine.containers.create(engine.images.host(), ["hostname"], name="one", hostname="here")
+        ...     container = engine.containers.create(engine.images.host(), ["hostname"], name="web", hostname="here")
         ...     container.run().stdout, container.name
-        (b'here\n', 'one')
+        (b'here\n', 'web')
         """
         found = self._find_image(image, pull) if isinstance(image, str) else image
         options = Options(

@@ -35,6 +35,7 @@ from pycontainer import (
     NotFound,
     TimeoutExpired,
 )
+from tests.schemas import validate
 from tests.trees import describe
 
 MAPS = (IdMap(0, 100_000, 65_536),)
@@ -280,11 +281,14 @@ def test_a_commit_says_how_it_came_about(engine: Engine, busybox_rootfs: Path) -
     assert image.config == attrs.evolve(
         base, command=("touch", "/x"), env={"A": "1", "B": "2"}, user="app", labels={"l": "1", "m": "2"}
     )
-    document = json.loads((engine.root / "blobs/sha256" / image.id.removeprefix("sha256:")).read_bytes())
+    blobs = engine.root / "blobs/sha256"
+    document = json.loads((blobs / image.id.removeprefix("sha256:")).read_bytes())
     assert document["author"] == "Me <me@example.org>"
     assert len(document["history"]) == 2
     last = document["history"][-1]
     assert (last["created_by"], last["comment"], last["created"]) == ("touch /x", "a change", document["created"])
+    validate("config-schema.json", (blobs / image.id.removeprefix("sha256:")).read_bytes())
+    validate("image-manifest-schema.json", (blobs / image.digest.removeprefix("sha256:")).read_bytes())
     other = container.commit(config=ImageConfig(entrypoint=("cat",)))
     assert other.config == ImageConfig(entrypoint=("cat",))
     assert other.references == ()

@@ -300,7 +300,8 @@ class HarmfulProxy:
     """Stands before a registry and does what a plan says to each answer. A context manager.
 
     The plan is called with the request and the whole answer's body and says: ``"pass"``, ``("cut", N)`` after N bytes,
-    ``("flip", N)`` the byte N, ``("status", CODE)`` instead, ``("stall", N)`` after N bytes.
+    ``("flip", N)`` the byte N, ``("status", CODE)`` instead, ``("stall", N)`` after N bytes, or ``("silence", 0)``: no
+    answer.
 
     Args:
         upstream: ``host:port`` of the registry.
@@ -354,6 +355,10 @@ class HarmfulProxy:
         if kind == "status":
             words = {429: {"Retry_After": "0"}, 401: {"WWW_Authenticate": self.challenge}}.get(number, {})
             request.answer(number, b'{"errors":[{"code":"TOOMANYREQUESTS","message":"slow down"}]}', **words)
+            return
+        if kind == "silence":
+            self._ended.wait(10)
+            request.cut()
             return
         if kind == "flip":
             body = body[:number] + bytes([body[number] ^ 1]) + body[number + 1 :]

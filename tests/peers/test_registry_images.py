@@ -469,6 +469,46 @@ def test_a_pull_that_was_ended_goes_on(registry: Registry, tmp_path: Path, numbe
     assert leftovers(tmp_path / "root") == []
 
 
+PUSH = """
+import sys
+from pycontainer import Engine, Registries
+root, host, name = sys.argv[1:]
+with Engine(root, registries=Registries(insecure=[f"http://{host}"], auth_file="/nonexistent")) as engine:
+    engine.images.push(engine.images.list()[0], f"{host}/{name}")
+"""
+
+
+def test_a_push_can_be_interrupted(registry: Registry, layout: Path, tmp_path: Path) -> None:
+    reached = threading.Event()
+
+    def plan(request: Served, _body: bytes) -> str | tuple[str, int]:
+        if request.method != "PATCH":
+            return "pass"
+        reached.set()
+        return ("silence", 0)
+
+    with HarmfulProxy(registry.host, plan) as proxy:
+        with Engine(tmp_path / "root", registries=plain(proxy)) as engine:
+            image = engine.images.load(layout)
+        words = [sys.executable, "-c", PUSH, str(tmp_path / "root"), proxy.host, "interrupted:1"]
+        process = subprocess.Popen(words, stderr=subprocess.PIPE)
+        try:
+            assert reached.wait(20)
+            time.sleep(0.2)
+            began = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=20)
+            assert time.monotonic() - began < 3
+            assert b"KeyboardInterrupt" in said
+        finally:
+            process.kill()
+            process.wait()
+        proxy.plan = lambda *_: "pass"
+        with Engine(tmp_path / "root", registries=plain(proxy)) as engine:
+            engine.images.push(image.id, f"{proxy.host}/interrupted:1")
+    assert leftovers(tmp_path / "root") == []
+
+
 def test_who_waits_for_another_process_can_be_interrupted(registry: Registry, tmp_path: Path) -> None:
     reached = threading.Event()
 

@@ -15,7 +15,7 @@ from tests.peers.podman import Podman
 
 SCRIPT = """
 mkdir -p /data/deep/er; echo x > /data/deep/er/file; ln -s file /data/deep/er/link; mkfifo /data/fifo
-echo more >> /etc/passwd; rm /etc/group; rm -r /home; mkdir /home; echo x > /home/new
+echo more >> /etc/passwd; rm /etc/group; rm -r /home; mkdir /home; echo x > /home/me
 rm -r /var/tmp; echo a file now > /var/tmp; chmod 750 /root; touch /tmp/t; ln /etc/passwd /second
 """
 # What podman itself puts into a container's layer, or leaves there.

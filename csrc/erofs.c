@@ -127,7 +127,7 @@ int pyc_erofs_feed_file(PycErofs *e, int fd, PycError *err) {
     uint64_t size = (uint64_t)st.st_size;
     for (uint64_t at = 0, passed = 0; at != size; at += passed) {
         if (at > size)
-            return passed == UINT64_MAX ? 0 : pyc_fail(err, EBADMSG, "read on: the archive is cut short", e->path);
+            return pyc_fail(err, EBADMSG, "read on: the archive is cut short", e->path);
         ssize_t n = pread(fd, e->buffer, READ, (off_t)at);
         passed = 0;
         if (n < 0 && errno == EINTR)

@@ -8,8 +8,8 @@ An image of many layers, or one whose layers leave to those below what a directo
 :mod:`~pycontainer.distribution.parents`), gets one index for all of them, made from the tars that are there already.
 
 To mount an index, give fsopen(2) it as ``source`` and the tars, in order, each as ``device``. Linux 6.12 takes files of
-any file system with a page cache of its own (not tmpfs), 6.4 and newer block devices. Without its devices an index can be
-mounted as well, and then files read as zeros.
+any file system with a page cache of its own (not tmpfs), 6.4 and newer take block devices. Without its devices an index
+can be mounted as well, and then files read as zeros.
 
 The same tars give the same index, byte for byte, so that one can be verified by making it again.
 

@@ -20,6 +20,7 @@ import attrs
 
 from pycontainer._ffi import lib, new_error, read_error
 from pycontainer.errors import StoreError
+from pycontainer.records import Record
 from pycontainer.runtime import mounts
 from pycontainer.runtime.program import CWD, Program
 
@@ -35,8 +36,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _SHOWN = mounts.RDONLY | mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
 
 
-@attrs.frozen(kw_only=True)
-class Kept:
+@attrs.frozen(kw_only=True, eq=False, repr=False)
+class Kept(Record):
     """The directory of one container.
 
     Args:

@@ -6,11 +6,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pycontainer import Container, Engine, Image, NotFound, Result, Unsupported
+from pycontainer import Engine, Image, NotFound, Result, Unsupported
 from pycontainer.cli import Settings, flags, options, tell
 from pycontainer.cli.terminal import Foreground, output, typed_input
+
+if TYPE_CHECKING:
+    from pycontainer import Container  # only needed for containers that are kept
 
 _HOST = ("host", "host:latest")
 

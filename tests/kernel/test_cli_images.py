@@ -125,6 +125,20 @@ def test_untag_exists_and_rmi(root: Path) -> None:
     assert lines(root, "rmi", identity[7:20]) == [f"Deleted: {identity}"]
 
 
+def test_diff(root: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "other"
+    tree.mkdir()
+    (tree / os.fsdecode(b"\xff")).touch()
+    (tree / "file").write_text("more content")
+    assert cli(root, "import", tree, "z:1").returncode == 0
+    done = cli(root, "image", "diff", "localhost:5000/y:2", "z:1", text=False)
+    assert (done.returncode, done.stdout) == (0, b"C /file\nA /\xff\n")
+    told = json.loads(lines(root, "image", "diff", "--format", "json", "z:1", "x:1")[0])
+    assert told["added"] == ["/a", "/b"]
+    assert set(told["deleted"]) == {"/file", "/\ufffd"}
+    assert lines(root, "image", "diff", "x:1", "x:1") == []
+
+
 def test_prune(root: Path) -> None:
     refused = cli(root, "image", "prune")
     assert (refused.returncode, "give --force" in refused.stderr) == (1, True)

@@ -39,6 +39,7 @@ _MODULES = {
     "version": "host",
 }
 _IMAGE = {
+    "diff": "image-diff",
     "exists": "image-exists",
     "history": "history",
     "import": "import",
@@ -57,6 +58,7 @@ _IMAGE = {
 _GROUPED = {
     "container-inspect": "containers",
     "container-prune": "containers",
+    "image-diff": "inspect",
     "image-exists": "images",
     "image-inspect": "inspect",
     "image-prune": "images",

@@ -1,9 +1,10 @@
-"""``inspect`` and ``history``: what is known of images and containers, as docker's commands of these names."""
+"""``inspect``, ``history`` and ``image diff``: what is known of images and containers, as docker and podman show it."""
 
 from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -162,3 +163,26 @@ def history_command(
     if layout in (None, "table"):
         layout = "{{.ID}}" if quiet else _HISTORY if human else _HISTORY_EXACT
     click.echo(format_rows(rows, _TITLES, str(layout)), nl=False)
+
+
+@click.command("diff", short_help="Show how the files of two images differ.")
+@click.argument("old", metavar="IMAGE")
+@click.argument("new", metavar="IMAGE")
+@click.option("--format", "layout", type=click.Choice(["json"]), help="json instead of lines.")
+@_PASS
+def image_diff_command(settings: Settings, old: str, new: str, layout: str | None) -> None:
+    """Show what the second IMAGE has added (A), changed (C) and deleted (D)."""
+    with Engine(settings.root) as engine:
+        changes = engine.images.diff(old, new)
+    if layout == "json":
+        kinds = ("changed", "added", "deleted")
+        found = {kind: [_shown(change.path) for change in changes if change.kind == kind] for kind in kinds}
+        click.echo(to_json({kind: paths for kind, paths in found.items() if paths}))
+        return
+    for change in changes:
+        click.echo(os.fsencode(str(change)))
+
+
+def _shown(path: str) -> str:
+    """Return a path for JSON, which has no names that are not UTF-8: as podman, with marks in their places."""
+    return os.fsencode(path).decode(errors="replace")

@@ -74,22 +74,37 @@ static long open_target(int root, const char *path, unsigned flags) {
     return make_target(root, path, flags);
 }
 
-static long configure(int fs, const char *options, uint32_t len) {
+static int32_t parse_number(const char *text) {
+    int negative = *text == '-';
+    int32_t n = 0;
+    for (text += negative; *text >= '0' && *text <= '9'; text++)
+        n = n * 10 + (*text - '0');
+    return negative ? -n : n;
+}
+
+/* One option: "key=value", "key@-n" for a result of an earlier step, or "flag". */
+static long configure_one(const Machine *m, int fs, const char *option) {
     char key[64];
+    size_t k = 0;
+    while (option[k] && option[k] != '=' && !(option[k] == '@' && option[k + 1] == '-') && k + 1 < sizeof key) {
+        key[k] = option[k];
+        k++;
+    }
+    key[k] = 0;
+    if (option[k] == '=')
+        return sys(SYS_fsconfig, fs, FSCONFIG_SET_STRING, key, option + k + 1, 0);
+    if (option[k] == '@')
+        return sys(SYS_fsconfig, fs, FSCONFIG_SET_FD, key, 0, machine_fd(m, parse_number(option + k + 1)));
+    return sys(SYS_fsconfig, fs, FSCONFIG_SET_FLAG, key, 0, 0);
+}
+
+static long configure(const Machine *m, int fs, const char *options, uint32_t len) {
     uint32_t i = 0;
     while (i < len) {
-        const char *option = options + i;
-        size_t k = 0;
-        while (option[k] && option[k] != '=' && k + 1 < sizeof key) {
-            key[k] = option[k];
-            k++;
-        }
-        key[k] = 0;
-        long rc = option[k] == '=' ? sys(SYS_fsconfig, fs, FSCONFIG_SET_STRING, key, option + k + 1, 0)
-                                   : sys(SYS_fsconfig, fs, FSCONFIG_SET_FLAG, key, 0, 0);
+        long rc = configure_one(m, fs, options + i);
         if (rc < 0)
             return rc;
-        i += (uint32_t)text_length(option) + 1;
+        i += (uint32_t)text_length(options + i) + 1;
     }
     return 0;
 }
@@ -98,7 +113,7 @@ static long mount_new(const Machine *m, const PycStep *s) {
     long fs = sys(SYS_fsopen, machine_text(m, s->s1), FSOPEN_CLOEXEC);
     if (fs < 0)
         return fs;
-    long rc = configure((int)fs, machine_text(m, s->s2), s->len);
+    long rc = configure(m, (int)fs, machine_text(m, s->s2), s->len);
     if (rc == 0)
         rc = sys(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, 0, 0, 0);
     if (rc == 0)

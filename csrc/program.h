@@ -26,7 +26,7 @@ enum PycOp {
     PYC_OP_CHOWN,      /* fd s1 | a uid, b gid; s1 "" is the descriptor itself */
     PYC_OP_BPF_ATTACH, /* fd cgroup, fd2 program | a attach type */
     /* mount.c */
-    PYC_OP_FSMOUNT = 20, /* s1 type | s2 options "key=value\0key\0", len | a mount attributes -> ret */
+    PYC_OP_FSMOUNT = 20, /* s1 type | s2 options "key=value\0key@-n\0key\0", len | a mount attributes -> ret */
     PYC_OP_OPEN_TREE,    /* fd s1 | a flags -> ret */
     PYC_OP_SETATTR,      /* fd s1 | a set, b clear, c propagation, fd2 user namespace; flag RECURSIVE */
     PYC_OP_ATTACH,       /* fd mount, s1 target below fd2 (CWD once it is the root); flags MAKE_*, NOFOLLOW */

@@ -24,5 +24,6 @@ typedef struct PycError {
 #include "program.h"
 #include "start.h"
 #include "tree.h"
+#include "view.h"
 
 #endif

@@ -227,7 +227,7 @@ class Runner:
         """Return the start for a caller's wishes: a remembered one with new ids, or one compiled now."""
         key = None
         if cgroup_parent is None and seccomp in ("default", "unconfined") and not image.config.volumes:
-            key = recipe_key(wishes, image.id, seccomp, init, keeper.instance)
+            key = recipe_key(wishes, image.id, lowers, seccomp, init, keeper.instance)
         start = self._recipes.get(key) if key is not None else None
         if start is None:
             start = self._plan(image, Options(**wishes), lowers, keeper, seccomp, cgroup_parent, init=init)
@@ -308,7 +308,7 @@ class Runner:
         """Return the root directory of an image, open and read-only."""
         program = Program()
         add_overlay(program, lowers)
-        return program.prepare()[0]
+        return _open_root(program)
 
     def _identify(self, image: Image, lowers: tuple[str, ...], options: Options, kept: Kept | None = None) -> Identity:
         accounts = self._accounts.get(image.id) if kept is None else None
@@ -378,10 +378,7 @@ class Runner:
     def _open_whole(self, lowers: tuple[str, ...], kept: Kept, options: Options) -> int:
         program = Program()
         add_overlay(program, lowers, top=(str(kept.upper), self._inverse(options)))
-        *others, root = program.prepare()
-        for fd in others:  # the view of the layer, which the mount holds
-            os.close(fd)
-        return root
+        return _open_root(program)
 
     def _inverse(self, options: Options) -> int:
         """Return a user namespace that shows what a container wrote with the ids that it has inside, or -1."""
@@ -462,3 +459,11 @@ def _with_kept_volumes(kept: Kept, options: Options) -> Options:
     words = ("idmap",) if options.userns else ()
     made = [Mount.bind(str(kept.volume(number)), path, options=words) for number, path in enumerate(kept.volumes)]
     return attrs.evolve(options, mounts=(*options.mounts, *made))
+
+
+def _open_root(program: Program) -> int:
+    """Mount what a program says, and return its last result; the views of layers before it are held by that mount."""
+    *others, root = program.prepare()
+    for fd in others:
+        os.close(fd)
+    return root

@@ -27,6 +27,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 @pytest.fixture
 def layer(store: Store) -> Iterator[tuple[Image, Path]]:
+    store.indexed = False  # other programs are to see it too
     image = Images(store).host()
     (path,) = store.acquire(image.id)
     yield image, Path(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from pycontainer.image import Image
 from pycontainer.images import Images
 from pycontainer.store import Store
 from tests import recipes, rootfs
+from tests.erofs import overlaid
 from tests.images import Compression, Recipe, agreed, expected, write_hybrid, write_layout
 from tests.trees import describe, differences, tree_hash
 
@@ -29,20 +29,11 @@ RECIPES: list[tuple[Callable[[], Recipe], Compression]] = [
 @contextmanager
 def shown(store: Store, image: Image, base: Path) -> Iterator[Path]:
     """Mount the layers of an image, as a container sees them."""
-    # The options of mount(2) are one page: 120 layers need short names.
+    (base / "e").mkdir(parents=True)
     lowers = store.acquire(image.id)
     try:
-        (base / "e").mkdir(parents=True)
-        (base / "merged").mkdir()
-        for number, layer in enumerate(lowers):
-            (base / str(number)).symlink_to(layer)
-        names = ":".join([*map(str, range(len(lowers))), "e"])
-        command = ["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={names}", "merged"]
-        subprocess.run(command, cwd=base, check=True)
-        try:
-            yield base / "merged"
-        finally:
-            subprocess.run(["umount", base / "merged"], check=True)
+        with overlaid([base / "e", *map(Path, reversed(lowers))], base / "merged") as merged:
+            yield merged
     finally:
         store.release(image.id)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tests.erofs import overlaid
 from tests.trees import Description, describe
 
 __all__ = ["Containers", "Docker", "dockerd", "need", "overlay", "registry", "run", "scratch", "skopeo"]
@@ -61,18 +62,10 @@ def overlay(layers: Sequence[str | Path]) -> Iterator[Path]:
         layers: directories.
     """
     with scratch() as base:
-        # The options of mount(2) are one page: 120 layers need short names.
-        for number, layer in enumerate(layers):
-            (base / str(number)).symlink_to(layer)
         (base / "e").mkdir()
-        names = ":".join([*map(str, range(len(layers))), "e"])
-        (base / "merged").mkdir()
-        words = ["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={names}", "merged"]
-        subprocess.run(words, cwd=base, check=True)
-        try:
-            yield base / "merged"
-        finally:
-            run("umount", base / "merged")
+        # By ourselves, not by mount(8): a layer may be known by a descriptor of this process.
+        with overlaid([base / "e", *map(Path, reversed(layers))], base / "merged") as merged:
+            yield merged
 
 
 def skopeo(source: str, target: str, *options: str) -> None:

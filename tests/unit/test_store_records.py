@@ -114,8 +114,8 @@ def test_a_store_of_version_1_is_taken_over_whole(path: Path, tmp_path: Path) ->
         names = ("docker.io/library/app:1", "docker.io/library/app:2")
         assert row == ImageRow("sha256:old", "sha256:m", "type", 5, 3.5, "[]", " ".join(names), "", "")
         assert database.layers("sha256:old") == (
-            LayerRow("sha256:d0", "sha256:b0", 10),
-            LayerRow("sha256:d1", "sha256:b1", 20, "sha256:c1"),
+            LayerRow("sha256:d0", "sha256:b0", 10, implied=-1),
+            LayerRow("sha256:d1", "sha256:b1", 20, "sha256:c1", implied=-1),
         )
         assert database.meta("host") == '{"id": "x"}'
         assert database.put_digests("sha256:old", ["docker.io/library/app@sha256:m"])

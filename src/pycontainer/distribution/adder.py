@@ -13,10 +13,10 @@ from typing import IO, TYPE_CHECKING, Literal, NoReturn, cast
 
 import attrs
 
-from pycontainer.distribution import parents
-from pycontainer.distribution.codec import PackedBlob, detect, plain_chunks
+from pycontainer.distribution.codec import HEAD, PackedBlob, detect, detect_bytes, plain_chunks
+from pycontainer.distribution.forms import Taken, choose_form
 from pycontainer.distribution.lanes import Abandoned, Lane, feed
-from pycontainer.distribution.layer import AppliedLayer, LayerLimits, apply, verify
+from pycontainer.distribution.layer import LayerLimits
 from pycontainer.distribution.sources import BlobSource, kept_file
 from pycontainer.errors import DigestMismatch, ImageError, NotFound
 from pycontainer.oci.image import LAYER, LAYER_GZIP, LAYER_ZSTD, Descriptor, Manifest
@@ -25,6 +25,7 @@ from pycontainer.store import ImageRow, LayerRow, Store
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pycontainer.distribution.layer import Compression
     from pycontainer.distribution.meter import Meter
     from pycontainer.distribution.sources import ByteStream, LayerSource, Source
 
@@ -64,7 +65,7 @@ class Adder:
         self._store = store
         self._workspace = workspace
         self._meter = meter
-        self._limits = limits or LayerLimits()
+        self._form = choose_form(store, workspace, limits or LayerLimits())
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
@@ -83,7 +84,9 @@ class Adder:
         if not {blob.digest for blob in source.blobs} <= set(store.db.blobs(identity)):
             return None
         layers = store.db.layers(identity)
-        if not all(layer.snapshot in store.snapshots and layer.digest in store.blobs for layer in layers):
+        if not all(self._form.has(layer) and layer.digest in store.blobs for layer in layers):
+            return None
+        if not self._has_merged(row):
             return None
         try:
             for name in references:
@@ -97,10 +100,13 @@ class Adder:
         self._meter.end(identity, sum(layer.size for layer in layers))
         return identity
 
+    def _has_merged(self, row: ImageRow) -> bool:
+        return not row.merged or (bool(self._store.indexed) and self._store.snapshots.has_index(row.merged))
+
     def _known(self, layer: LayerSource) -> AddedLayer | None:
         """Return a layer that an image of the store has, from the same blob if one is promised."""
         row = self._store.db.layer(layer.diff_id, layer.digest)
-        if row is None or row.diff_id not in self._store.snapshots or row.digest not in self._store.blobs:
+        if row is None or not self._form.has(row) or row.digest not in self._store.blobs:
             return None
         return self.describe(row, layer.media_type)
 
@@ -128,40 +134,53 @@ class Adder:
             if added is not None:
                 self._meter.change(name, "exists", added.descriptor.size)
                 return added
-            here = name in self._store.snapshots  # from another blob, or just now by another process
+            row = self._store.db.layer(name)
+            here = row is not None and self._form.has(row)
             self._meter.change(name, "verifying" if here else layer.state, layer.size)
-            with closing(layer.open()) as stream:
-                take = self._verify if here else self._unpack
-                added = self._receive(stream, layer, functools.partial(take, diff_id=name, digest=layer.digest), name)
+            with closing(self._open(layer)) as stream:
+                added = self._receive(stream, layer, name, diff_id=name)
             self._meter.change(name, "done", added.descriptor.size)
         if layer.media_type is None:
             return added
         return attrs.evolve(added, descriptor=attrs.evolve(added.descriptor, media_type=layer.media_type))
 
+    def _open(self, layer: LayerSource) -> ByteStream | IO[bytes]:
+        """Open the blob of a layer; here if another process brought it in just now, for an image not yet complete."""
+        if layer.digest is not None and layer.digest in self._store.blobs:
+            return self._store.blobs.open(layer.digest)
+        return layer.open()
+
     def _receive(
-        self,
-        stream: ByteStream | IO[bytes],
-        layer: BlobSource,
-        take: Callable[[ByteStream, Write | None], LayerRow],
-        name: str,
+        self, stream: ByteStream | IO[bytes], source: BlobSource, name: str, *, diff_id: str | None = None
     ) -> AddedLayer:
         """Take the blob of a layer into the store in the same pass as its content."""
-        counted = _Counted(stream, layer, functools.partial(self._meter.advance, name), self._cancelled)
-        kept = kept_file(stream)
-        if kept is None:
-            blob = self._blob_path(name if name.startswith("sha256:") else "new")
+        counted = _Counted(stream, source, functools.partial(self._meter.advance, name), self._cancelled)
+        kind = detect_bytes(counted.peek(HEAD))
+        take = functools.partial(
+            self._form.take,
+            counted,
+            diff_id=diff_id,
+            digest=source.digest,
+            compression=cast("Compression", kind if kind in ("gzip", "zstd") else "none"),
+        )
+        blob = kept_file(stream)
+        if blob is None:
+            blob = self._blob_path(diff_id or "new")
             with blob.open("xb", buffering=0) as file:
-                row = take(counted, functools.partial(_write_all, file))
+                taken = take(functools.partial(_write_all, file))
         else:
-            blob = kept
             try:
-                row = take(counted, None)
+                taken = take(None)
             except DigestMismatch:
-                kept.unlink(missing_ok=True)  # to be resumed is what is good
+                blob.unlink(missing_ok=True)  # to be resumed is what is good
                 raise
         counted.check_end()
-        self._store.blobs.publish(blob, row.digest)
-        return self.describe(row)
+        return self._publish(taken, blob)
+
+    def _publish(self, taken: Taken, blob: Path) -> AddedLayer:
+        self._store.blobs.publish(blob, taken.row.digest)
+        taken.publish()
+        return self.describe(taken.row)
 
     def _blob_path(self, name: str) -> Path:
         return self._workspace / ("blob-" + name.replace(":", "-"))
@@ -193,17 +212,15 @@ class Adder:
         blob = self._blob_path("new")
         if compression != "none":
             packing = Lane(functools.partial(_compress, blob, compression))
-            unpacking = Lane(lambda stream: self._unpack(cast("ByteStream", stream), None))
-            feed(produce, packing, unpacking)
-            row = attrs.evolve(unpacking.result(), digest=packing.result())
-        else:
-            with blob.open("xb", buffering=0) as file:
-                write = functools.partial(_write_all, file)
-                unpacking = Lane(lambda stream: self._unpack(cast("ByteStream", stream), write))
-                feed(produce, unpacking)
-                row = unpacking.result()
-        self._store.blobs.publish(blob, row.digest)
-        return self.describe(row)
+            taking = Lane(self._form.take)
+            feed(produce, packing, taking)
+            taken = taking.result()
+            return self._publish(attrs.evolve(taken, row=attrs.evolve(taken.row, digest=packing.result())), blob)
+        with blob.open("xb", buffering=0) as file:
+            write = functools.partial(_write_all, file)
+            taking = Lane(lambda stream: self._form.take(stream, write, compression="none"))
+            feed(produce, taking)
+        return self._publish(taking.result(), blob)
 
     def add_file(self, path: Path) -> AddedLayer:
         """Bring in a tar file, of which nothing is known yet, as a layer."""
@@ -213,87 +230,15 @@ class Adder:
             source = BlobSource(name=str(path), open=lambda: file, size=os.fstat(file.fileno()).st_size)
             self._meter.expect(source.name, source.size)
             self._meter.change(source.name, "applying")
-            added = self._receive(file, source, self._unpack, source.name)
+            added = self._receive(file, source, source.name)
             self._meter.change(source.name, "done")
         return added
 
-    def _unpack(
-        self,
-        stream: ByteStream | IO[bytes],
-        copy_to: Write | None,
-        *,
-        diff_id: str | None = None,
-        digest: str | None = None,
-    ) -> LayerRow:
-        """Unpack the blob of a layer and publish the result."""
-        staged, applied = self._apply(stream, diff_id or "new", copy_to, diff_id=diff_id, digest=digest)
-        self._store.snapshots.publish(staged, applied.diff_id)
-        return LayerRow(applied.diff_id, applied.digest, applied.bytes)
-
-    def _apply(
-        self,
-        blob: ByteStream | IO[bytes] | Path,
-        name: str,
-        copy_to: Write | None = None,
-        *,
-        diff_id: str | None,
-        digest: str | None,
-    ) -> tuple[Path, AppliedLayer]:
-        """Unpack a blob into the workspace, marking directories that it does not describe."""
-        staged = self._store.snapshots.stage(self._workspace, name.replace(":", "-"))
-        since = staged.stat().st_mtime_ns
-        applied = apply(
-            cast("IO[bytes] | Path", blob),
-            staged,
-            expected_digest=digest,
-            expected_diff_id=diff_id,
-            limits=self._limits,
-            copy_to=copy_to,
-        )
-        parents.mark(staged, since)
-        if applied.hides_all:
-            self._store.snapshots.hide_all(staged)
-        return staged, applied
-
-    def _verify(
-        self, stream: ByteStream | IO[bytes], copy_to: Write | None, *, diff_id: str, digest: str | None
-    ) -> LayerRow:
-        """Verify the blob of a layer that is here from another one."""
-        actual, _, size = verify(
-            cast("IO[bytes]", stream),
-            expected_digest=digest,
-            expected_diff_id=diff_id,
-            limits=self._limits,
-            copy_to=copy_to,
-        )
-        return LayerRow(diff_id, actual, size)
-
     # ── images ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def complete(self, layers: Sequence[AddedLayer]) -> list[AddedLayer]:
-        """Have layers that need it unpacked again for what is below them; see :mod:`~.parents`."""
-        store = self._store
-        done: list[AddedLayer] = []
-        for layer, chain_id in zip(layers, parents.chain_ids([layer.row.diff_id for layer in layers]), strict=True):
-            snapshot = layer.row.diff_id
-            if done and parents.marked(store.snapshots.path(snapshot)):
-                snapshot = chain_id
-                with store.snapshots.lock(chain_id):
-                    if chain_id not in store.snapshots:
-                        self._rebuild(layer, chain_id, [item.row.snapshot for item in reversed(done)])
-            done.append(attrs.evolve(layer, row=attrs.evolve(layer.row, snapshot=snapshot)))
-        return done
-
-    def _rebuild(self, layer: AddedLayer, chain_id: str, below: Sequence[str]) -> None:
-        snapshots = self._store.snapshots
-        blob = self._store.blobs.path(layer.row.digest)
-        staged = self._apply(blob, chain_id, digest=layer.row.digest, diff_id=layer.row.diff_id)[0]
-        parents.complete(staged, [snapshots.path(snapshot) for snapshot in below])
-        snapshots.publish(staged, chain_id)
-        self._store.db.put_meta("collect", "1")  # the one unpacked by itself, unless another image has it
 
     def finish(self, source: Source, layers: Sequence[AddedLayer], references: Sequence[str], *, mounts: str) -> str:
         """Write the documents and make the image visible; return its id."""
+        rows, merged = self._form.join([layer.row for layer in layers])
         blobs = self._store.blobs
         identity = blobs.write(source.config, self._workspace)
         data, media_type = source.manifest, source.media_type
@@ -311,10 +256,11 @@ class Adder:
             time.time(),
             mounts,
             " ".join(references),
-            digests=" ".join(source.digests),
+            merged,
+            " ".join(source.digests),
         )
         further = [self._add_blob(blob) for blob in source.blobs]
-        self._store.put_image(row, [layer.row for layer in layers], further)
+        self._store.put_image(row, rows, further)
         self._meter.end(identity, sum(layer.row.size for layer in layers))
         return identity
 
@@ -356,8 +302,23 @@ class _Counted:
         self._advance = advance
         self._cancelled = cancelled
         self._count = 0
+        self._head = b""
 
     def read(self, size: int, /) -> bytes:
+        if self._head:
+            head, self._head = self._head[:size], self._head[size:]
+            return head
+        return self._fetch(size)
+
+    def peek(self, size: int) -> bytes:
+        """Return the first bytes, which are read again afterwards."""
+        head = b""
+        while len(head) < size and (more := self._fetch(size - len(head))):
+            head += more
+        self._head = head
+        return head
+
+    def _fetch(self, size: int) -> bytes:
         if self._cancelled.is_set():
             msg = "another layer of the image failed"
             raise Abandoned(msg)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["PackedBlob", "detect", "plain_chunks"]
+__all__ = ["HEAD", "PackedBlob", "detect", "detect_bytes", "plain_chunks"]
 
+HEAD = 512  # bytes that tell what a stream is
 _CHUNK = 1 << 20
 _GZIP_WINDOW = 31  # 15 bits and a gzip header, see zlib's deflateInit2
 _LEVEL = 2
@@ -48,7 +49,11 @@ _MAX_WINDOW = 1 << 27  # zstd: 128 MiB, what `zstd -d` takes without --memory
 
 def detect(fd: int, offset: int = 0) -> str:
     """Return what a file is compressed with, by its first bytes: ``gzip``, ``zstd``, ``bzip2``, ``xz`` or ``""``."""
-    head = os.pread(fd, 512, offset)
+    return detect_bytes(os.pread(fd, HEAD, offset))
+
+
+def detect_bytes(head: bytes) -> str:
+    """Return what a stream is compressed with, by its first :data:`HEAD` bytes; see :func:`detect`."""
     if head[257:262] == b"ustar":
         return ""  # a tar whose first name looks like something else
     if head[1:4] == b"\x2a\x4d\x18" and head[:1] in _SKIPPABLE:

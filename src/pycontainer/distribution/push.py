@@ -100,7 +100,7 @@ def push(
     """
     if row.mounts != "[]":
         raise ImageError(f"push {reference}: the files of this image are those of the host, bound into its containers")
-    store.acquire(row.id)
+    store.keep(row.id)
     try:
         with store.adding() as workspace, Client(registries) as client:
             return _Push(store, workspace, client.origin(reference, "pull", "push"), row, reference).run(progress)

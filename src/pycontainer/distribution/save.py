@@ -188,7 +188,7 @@ def _kept(store: Store, images: Sequence[tuple[ImageRow, Sequence[str]]]) -> Ite
     """Keep the images from being removed meanwhile."""
     with ExitStack() as stack:
         for row, _ in images:
-            store.acquire(row.id)
+            store.keep(row.id)
             stack.callback(store.release, row.id)
         yield
 

@@ -94,8 +94,7 @@ def add_image(
         if known is not None:
             return known
         added = _add_layers(adder, unique, parallel, on_cancel)
-        layers = adder.complete([added[layer.diff_id] for layer in source.layers])
-        return adder.finish(source, layers, references, mounts="[]")
+        return adder.finish(source, [added[layer.diff_id] for layer in source.layers], references, mounts="[]")
 
 
 def _add_layers(

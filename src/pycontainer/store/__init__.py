@@ -7,7 +7,7 @@
     oci-layout        } the root is an OCI image layout:
     index.json        } skopeo, umoci and podman read it as it is
     blobs/sha256/     }
-    layers/sha256/    unpacked layers by diff ID
+    layers/sha256/    layers by diff ID: an index of the plain tar, which is a blob too, or a directory
     tmp/              unfinished work, one directory per operation, each with a lock for as long as its owner lives
 
 A change becomes visible by one rename or one transaction. Whatever a killed process leaves is unreferenced, and the
@@ -32,10 +32,13 @@ from pycontainer.store.blobs import Blobs
 from pycontainer.store.db import Database
 from pycontainer.store.locks import CONTENT, INDEX, OPEN, FileLocks, Held, key
 from pycontainer.store.rows import ContainerRow, Content, ImageRow, LayerRow
+from pycontainer.store.shown import Shown
 from pycontainer.store.snapshots import Snapshots, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from pycontainer.lowers import Lower
 
 __all__ = ["Blobs", "ContainerRow", "Content", "ImageRow", "LayerRow", "Snapshots", "Store"]
 
@@ -50,8 +53,9 @@ class Store:
     Attributes:
         root: its directory.
         blobs: content by digest.
-        snapshots: unpacked layers by diff ID.
+        snapshots: layers by diff ID.
         db: the records.
+        indexed: whether new layers are kept as indexed tars; ``None`` as long as nobody has tried what can be mounted.
     """
 
     def __init__(self, root: Path, locks: FileLocks, database: Database) -> None:
@@ -60,7 +64,8 @@ class Store:
         self.blobs = Blobs(root / "blobs")
         self.snapshots = Snapshots(root / "layers", locks)
         self._locks = locks
-        self._lowers: dict[str, tuple[str, ...]] = {}
+        self.indexed: bool | None = None
+        self._shown = Shown(database, self.blobs, self.snapshots, locks)
         self._closed = False
         _OPEN.add(self)
 
@@ -100,6 +105,7 @@ class Store:
             return
         self._closed = True
         _OPEN.discard(self)
+        self._shown.close()
         self.db.close()
         self._locks.close()
 
@@ -117,10 +123,11 @@ class Store:
     def _after_fork(self) -> None:
         self._locks.after_fork()
         self.db.after_fork()
+        self._shown.after_fork()
 
     # ── images in use ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    def acquire(self, identity: str) -> tuple[str, ...]:
+    def acquire(self, identity: str) -> tuple[Lower, ...]:
         """Keep an image from being removed until :meth:`release`, and return its layers.
 
         Calls are counted; the image stays in use until each has its :meth:`release`, or this process ends.
@@ -129,26 +136,38 @@ class Store:
             identity: the id of the image, ``"sha256:…"``.
 
         Returns:
-            The directories of its layers, the topmost first, as overlay's ``lowerdir`` wants them.
+            The roots of its layers, the topmost first, as overlay's ``lowerdir`` wants them, until the release.
+
+        Raises:
+            NotFound: there is no such image.
+            StoreError: a layer is damaged.
+            Unsupported: this kernel cannot show a layer as the store has it.
+        """
+        self.keep(identity)
+        try:
+            return self._shown.get(identity)
+        except BaseException:
+            self._locks.unuse(identity)
+            raise
+
+    def keep(self, identity: str) -> None:
+        """Keep an image from being removed until :meth:`release`, as :meth:`acquire` does, without showing its layers.
+
+        Args:
+            identity: the id of the image.
 
         Raises:
             NotFound: there is no such image.
         """
         first = self._locks.use(identity)
-        try:
-            # While another thread of ours has it, nobody can have removed it.
-            if first:
-                self._check_exists(identity)
-            lowers = self._lowers.get(identity)
-            if lowers is None:
-                lowers = self._lowers[identity] = self._find_lowers(identity)
-        except BaseException:
+        # While another thread of ours has it, nobody can have removed it.
+        if first and not self.db.exists(identity):
             self._locks.unuse(identity)
-            raise
-        return lowers
+            msg = f"no image {identity} in the store {self.root}"
+            raise NotFound(msg)
 
     def release(self, identity: str) -> None:
-        """Give back one :meth:`acquire`.
+        """Give back one :meth:`acquire` or :meth:`keep`.
 
         Args:
             identity: what was acquired.
@@ -157,21 +176,6 @@ class Store:
             ValueError: it is not acquired.
         """
         self._locks.unuse(identity)
-
-    def _check_exists(self, identity: str) -> None:
-        if not self.db.exists(identity):
-            msg = f"no image {identity} in the store {self.root}"
-            raise NotFound(msg)
-
-    def _find_lowers(self, identity: str) -> tuple[str, ...]:
-        found: dict[str, None] = {}
-        for layer in reversed(self.db.layers(identity)):
-            path = str(self.snapshots.path(layer.snapshot))
-            # Overlay refuses a directory that comes twice. The topmost wins: it has all that the lower one shows.
-            found[path] = None
-            if self.snapshots.hides_all(layer.snapshot):
-                break
-        return tuple(found)
 
     # ── containers in use ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -232,9 +236,7 @@ class Store:
             layers: the lowest first.
             blobs: digests of further blobs to keep for it.
         """
-        known = self.db.by_id(row.id)
-        if known is None or known.digest != row.digest:
-            self.snapshots.sync()
+        self.snapshots.sync()
         self.db.put_image(row, layers, blobs)
         self.write_index()
 
@@ -284,7 +286,7 @@ class Store:
         if not found:
             msg = f"no image {identity} in the store {self.root}"
             raise NotFound(msg)
-        self._lowers.pop(identity, None)
+        self._shown.forget(identity)
         self.write_index()
         self.collect()
 

@@ -118,6 +118,10 @@ class Database(Connections):
         tars = self.query("SELECT DISTINCT diff_id FROM image_layers")
         return Content(*({row[0] for row in rows} for rows in (blobs, snapshots, tars)))
 
+    def changes(self) -> int:
+        """Return a number that is another one after somebody else, or we ourselves, changed a record."""
+        return int(self.query("PRAGMA data_version")[0][0])
+
     def meta(self, key: str) -> str | None:
         """Return a remembered value."""
         rows = self.query("SELECT value FROM meta WHERE key = ?", (key,))

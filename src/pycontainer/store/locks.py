@@ -131,12 +131,13 @@ class FileLocks:
         byte = key("use", name)
         while (held := self.take(byte, wait=False)) is None:
             probe = fcntl.fcntl(self._uses_fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
-            if self._is_used(name) or _FLOCK.unpack(probe)[0] == fcntl.F_RDLCK:
+            if self.is_used(name) or _FLOCK.unpack(probe)[0] == fcntl.F_RDLCK:
                 return None
             time.sleep(_REMOVAL_POLL)
         return held
 
-    def _is_used(self, name: str) -> bool:
+    def is_used(self, name: str) -> bool:
+        """Tell whether this process uses a thing."""
         with self._uses_lock:
             return self._uses.get(name, (0, 0))[1] > 0
 

@@ -51,7 +51,7 @@ class LayerRow(Record):
         digest: digest of the blob.
         size: bytes, unpacked.
         snapshot: where it is, ready to be mounted: the diff ID, or, where the layers below matter, a chain ID.
-        implied: how many directories it needs and does not describe.
+        implied: how many directories it needs and does not describe; -1 when nobody counted.
         hides_all: nothing of the layers below it is seen.
     """
 

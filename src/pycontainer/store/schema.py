@@ -45,7 +45,7 @@ CREATE INDEX refs_by_image ON refs (image_id, name);
 """,
     """
 ALTER TABLE images ADD COLUMN merged TEXT NOT NULL DEFAULT '';  -- snapshot that shows all its layers at once, or ''
-ALTER TABLE image_layers ADD COLUMN implied INTEGER NOT NULL DEFAULT 0;  -- directories that the layer does not describe
+ALTER TABLE image_layers ADD COLUMN implied INTEGER NOT NULL DEFAULT -1;  -- directories not described, -1: unknown
 ALTER TABLE image_layers ADD COLUMN hides_all INTEGER NOT NULL DEFAULT 0;  -- nothing below it is seen
 CREATE TABLE image_digests (
     image_id TEXT NOT NULL REFERENCES images (id) ON DELETE CASCADE,

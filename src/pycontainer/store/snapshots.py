@@ -1,10 +1,15 @@
-"""Unpacked layers: one directory per diff ID, ready to be an overlay lower, unpacked once for all images."""
+"""Layers ready to be mounted, once for all images: by diff ID, or by chain ID where the layers below matter.
+
+A layer is an erofs index, ``<hex>.erofs``, whose files have their content in the plain tar, a blob; or, where the
+kernel does not mount these, a directory, ``<hex>``. A store may have both, even of one layer; then the index is used.
+An index of all layers of an image, ``<hex>.merged.erofs``, is named by the chain ID of the topmost one.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pycontainer.errors import StoreError
@@ -16,8 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Snapshots", "remove_tree"]
+__all__ = ["MERGED", "Snapshots", "remove_tree"]
 
+MERGED = ".merged"  # at the end of the name of an index of several layers
+_INDEX = ".erofs"
 _OPAQUE = "trusted.overlay.opaque"
 _POLL = 0.02  # seconds between two looks at the lock of a layer that another process is bringing in
 
@@ -34,13 +41,27 @@ class Snapshots:
         self._directory = directory
         self._locks = locks
 
-    def path(self, diff_id: str) -> Path:
-        """Return where a layer is, or would be."""
-        algorithm, _, encoded = check_digest(diff_id).partition(":")
+    def path(self, name: str) -> Path:
+        """Return where the directory of a layer is, or would be."""
+        check_digest(name.removesuffix(MERGED))
+        algorithm, _, encoded = name.partition(":")
         return self._directory / algorithm / encoded
 
-    def __contains__(self, diff_id: str) -> bool:
-        return self.path(diff_id).is_dir()
+    def index(self, name: str) -> Path:
+        """Return where the index of a layer, or of several, is or would be."""
+        path = self.path(name)
+        return path.with_name(path.name + _INDEX)
+
+    def has_directory(self, name: str) -> bool:
+        """Tell whether a layer is unpacked."""
+        return self.path(name).is_dir()
+
+    def has_index(self, name: str) -> bool:
+        """Tell whether a layer is indexed."""
+        return self.index(name).is_file()
+
+    def __contains__(self, name: str) -> bool:
+        return self.has_index(name) or self.has_directory(name)
 
     @contextmanager
     def lock(self, diff_id: str, cancelled: threading.Event | None = None) -> Iterator[bool]:
@@ -97,6 +118,18 @@ class Snapshots:
             return False
         return True
 
+    def publish_index(self, staged: Path, name: str) -> None:
+        """Make a complete index visible, what it points into being there.
+
+        Args:
+            staged: the file; it is gone afterwards.
+            name: of the layer, or of all those that it shows.
+        """
+        target = self.index(name)
+        target.parent.mkdir(exist_ok=True)
+        staged.chmod(0o600)
+        staged.rename(target)
+
     def hide_all(self, staged: Path) -> None:
         """Note that a layer hides everything below it, which overlay does not read from the root of a lower."""
         os.setxattr(staged, _OPAQUE, b"y")
@@ -123,21 +156,24 @@ class Snapshots:
             os.close(fd)
 
     def list(self) -> set[str]:
-        """Return the diff IDs of all layers."""
+        """Return the names of all layers."""
         found: set[str] = set()
         for algorithm in os.scandir(self._directory):
             if algorithm.is_dir(follow_symlinks=False):
-                found.update(f"{algorithm.name}:{name}" for name in os.listdir(algorithm))  # noqa: PTH208 - only names are wanted
+                names = os.listdir(algorithm)  # noqa: PTH208 - only names are wanted
+                found.update(f"{algorithm.name}:{name.removesuffix(_INDEX)}" for name in names)
         return found
 
-    def withdraw(self, diff_id: str, workspace: Path) -> None:
+    def withdraw(self, name: str, workspace: Path) -> None:
         """Take a layer out of sight at once; it goes with the workspace.
 
         Args:
-            diff_id: the layer.
+            name: of the layer.
             workspace: a directory of the caller's in the store.
         """
-        self.path(diff_id).rename(workspace / ("old-" + diff_id.replace(":", "-")))
+        self.index(name).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            self.path(name).rename(workspace / ("old-" + name.replace(":", "-")))
 
 
 def remove_tree(path: Path) -> None:

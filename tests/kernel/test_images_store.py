@@ -249,7 +249,7 @@ def test_an_image_in_use_stays(images: Images, store: Store, tree: Path, root: P
     with Store.open(root) as other:
         for collection in (images, Images(other)):
             with pytest.raises(Conflict, match="in use"):
-                collection.remove("app", force=True)
+                collection.remove(image.id, force=True)
         store.release(image.id)
         with pytest.raises(Conflict):
             Images(other).remove("app")

@@ -168,13 +168,14 @@ int pyc_follow(PycChild *child, PycError *err) {
             child->settled = 1;
         } else if (event.type == PYC_EVENT_PARKED) {
             child->value = event.value;
+            child->parked = 1;
         } else {
             (void)pyc_fail(err, event.err.code, event.err.step, event.err.path);
             return give_up(child, err);
         }
         /* It may be parked, or have a listener, before the keeper has told of its birth. */
-        if (child->pidfd >= 0 && (child->value || child->listener_fd >= 0)) {
-            child->event = child->value ? PYC_EVENT_PARKED : PYC_EVENT_LISTENER;
+        if (child->pidfd >= 0 && (child->parked || child->listener_fd >= 0)) {
+            child->event = child->parked ? PYC_EVENT_PARKED : PYC_EVENT_LISTENER;
             return 0;
         }
     }
@@ -222,7 +223,7 @@ int pyc_prepare(const uint8_t *program, uint64_t size, int32_t *ret_fds, uint32_
 int pyc_resume(PycChild *child, PycError *err) {
     if (child->event != PYC_EVENT_PARKED || child->status_fd < 0)
         return pyc_fail(err, EINVAL, "resume a process that is not parked", "");
-    child->value = 0;
+    child->parked = 0;
     if (send(child->status_fd, "", 1, MSG_NOSIGNAL) != 1)
         return give_up(child, err);
     return pyc_follow(child, err);

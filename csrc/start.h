@@ -22,7 +22,8 @@ enum PycEventType {
 /* Up the status socket, one packet each. */
 typedef struct PycEvent {
     int32_t type;
-    int32_t value;
+    int32_t value;  /* the number of the SYNC step */
+    int32_t parked; /* whether it waits there */
     PycError err;
 } PycEvent;
 
@@ -62,7 +63,8 @@ typedef struct PycChild {
     int32_t exit_fd;     /* owned by the caller: gives one PycExit when it has ended and was reaped */
     int32_t tty_fd;      /* owned by the caller, or -1 */
     int32_t event;       /* STARTED, PARKED or INTERRUPTED */
-    int32_t value;       /* the number of the SYNC step, 0 while it is not parked */
+    int32_t value;       /* the number of the SYNC step */
+    int32_t parked;      /* whether it waits there */
     int32_t status_fd;   /* owned by the caller until STARTED, or -1 */
     int32_t settled;     /* whether that event has come */
     int32_t listener_fd; /* owned by the caller who sees the event LISTENER, or -1 */

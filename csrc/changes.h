@@ -15,7 +15,7 @@ enum {
 
 typedef struct PycChangesOptions {
     uint32_t flags;
-    int32_t base; /* what lies below the upper, as one tree; -1: everything counts as added */
+    int32_t base; /* what lies below the upper, or the tree to compare a whole one with; -1: all counts as added */
     int32_t
         merged; /* both together, where moved directories and files copied up without content are read; -1: they fail */
     uint64_t skip_dev, skip_inode; /* a directory to leave out, or 0 */

@@ -370,7 +370,7 @@ static int same_inode(PycWalk *w, const Frame *f, const char *name, struct stat 
                       PycError *err) {
     if (!same_status(st, below) || !same_time(st, below) || st->st_size != below->st_size)
         return 0;
-    if (st->st_nlink > 1) /* the names that it got are told only together with it */
+    if (w->source.overlay && st->st_nlink > 1) /* the names that it got are told only together with it */
         return 0;
     if (S_ISREG(st->st_mode))
         return same_file(w, f, name, st, err);
@@ -566,7 +566,12 @@ int pyc_walk_open(const PycWalkSource *source, PycWalk **ret_walk, PycError *err
     w->source = *source;
     w->file = -1;
     w->blocks = malloc(2 * BLOCK);
-    Frame f = {.fd = -1, .below = -1, .kind = 'C', .has_below = source->base >= 0, .own = source->base < 0};
+    Frame f = {.fd = -1,
+               .below = -1,
+               .kind = 'C',
+               .has_below = source->base >= 0,
+               .own = source->base < 0,
+               .full = !source->overlay};
     int r = w->blocks ? reopen(w, &f, err) : pyc_fail(err, ENOMEM, "begin the walk", NULL);
     if (r == 0 && fstat(f.fd, &f.st) < 0)
         r = pyc_fail(err, errno, "look at the root of the tree", NULL);

@@ -27,7 +27,7 @@ typedef struct PycXattrs {
 
 typedef struct PycWalkSource {
     int root;     /* the tree, or the upper directory */
-    int base;     /* what lies below an upper, as one tree; -1: everything counts as added */
+    int base;     /* what lies below an upper, or another whole tree to compare with; -1: all counts as added */
     int merged;   /* both as one tree: where redirects and metacopies are resolved; -1: these fail */
     int overlay;  /* the tree is an upper: its marks have their meaning */
     int contents; /* for an archive: files are opened, sockets left out, and directories that hide all below them come

@@ -311,13 +311,14 @@ class Images(Transfers):
         ...     engine.images.diff(engine.images.host(), engine.images.host())
         []
         """
-        from pycontainer.trees import compare, open_image
+        from pycontainer.distribution.pack import compare
+        from pycontainer.trees import open_image
 
         one, two = self._find(old), self._find(new)
         if one.id == two.id:
             return []
         with open_image(self._store, one.id) as before, open_image(self._store, two.id) as after:
-            return compare(before, after)
+            return list(compare(after, old=before))
 
     def host(self) -> Image:
         """Return an image of the host's own programs, made without copying them: see :mod:`pycontainer.host`."""

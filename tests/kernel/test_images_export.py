@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from pycontainer.distribution.pack import compare
 from pycontainer.errors import NotFound
 from pycontainer.images import Images
 from pycontainer.store import Store
-from pycontainer.trees import compare
 from tests import strategies
 from tests.archives import docker_archive, folder, member, tar
 from tests.trees import describe, write_sample
@@ -193,7 +193,7 @@ def test_everything_that_can_differ_counts(tmp_path: Path, name: str, change: Ca
 def compared(one: Path, two: Path) -> list[str]:
     first, second = os.open(one, os.O_PATH), os.open(two, os.O_PATH)
     try:
-        return list(map(str, compare(first, second)))
+        return list(map(str, compare(second, old=first)))
     finally:
         os.close(first)
         os.close(second)

@@ -22,7 +22,7 @@ from pycontainer.model import Change
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Packed", "list_changes", "pack", "pack_root", "pack_upper"]
+__all__ = ["Packed", "compare", "list_changes", "pack", "pack_root", "pack_upper"]
 
 _CHUNK = 1 << 20
 _LIST_CHUNK = 1 << 16
@@ -121,9 +121,24 @@ def list_changes(upper: int, *, base: int, merged: int = -1) -> Iterator[Change]
         base: the root of what lies below, open.
         merged: as for :func:`pack_upper`.
     """
-    flags = lib.PYC_CHANGES_LIST | lib.PYC_CHANGES_UPPER
+    return _list(upper, lib.PYC_CHANGES_UPPER, base, merged)
+
+
+def compare(new: int, *, old: int) -> Iterator[Change]:
+    """Give what is different in one whole tree from another, as :func:`list_changes` does.
+
+    What is in a directory that was deleted is not listed.
+
+    Args:
+        new: the root of the one, open.
+        old: the root of the other, open.
+    """
+    return _list(new, 0, old, -1)
+
+
+def _list(root: int, flags: int, base: int, merged: int) -> Iterator[Change]:
     rest = b""
-    with _Changes(upper, "list the changes", flags, base, merged, (0, 0)) as found:
+    with _Changes(root, "list the changes", flags | lib.PYC_CHANGES_LIST, base, merged, (0, 0)) as found:
         while data := found.read(_LIST_CHUNK):
             *lines, rest = (rest + data).split(b"\0")
             for line in lines:

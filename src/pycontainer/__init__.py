@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pycontainer.distribution.catalog import SearchResult
     from pycontainer.distribution.hosts import Registries
     from pycontainer.distribution.layer import LayerLimits
+    from pycontainer.distribution.save import ArchiveFormat
+    from pycontainer.distribution.sinks import Packing
     from pycontainer.engine import Engine
     from pycontainer.errors import (
         AlreadyExists,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlreadyExists",
+    "ArchiveFormat",
     "Change",
     "CommandNotFound",
     "Conflict",
@@ -86,6 +89,7 @@ __all__ = [
     "NotFound",
     "OutOfMemory",
     "Output",
+    "Packing",
     "Progress",
     "Propagation",
     "PrunedContainers",
@@ -114,7 +118,9 @@ _HOMES = {
     **dict.fromkeys(("HistoryEntry", "Image", "ImageDetails", "RemovedImages"), "image"),
     "Images": "images",
     "Input": "streams",
+    "ArchiveFormat": "distribution.save",
     "LayerLimits": "distribution.layer",
+    "Packing": "distribution.sinks",
     "Namespace": "launch",
     "Output": "streams",
     "Progress": "progress",

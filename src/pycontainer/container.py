@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from pycontainer.errors import Conflict, Error, ExitError, NotFound, StartError, StoreError, TimeoutExpired
+from pycontainer.errors import Conflict, ExitError, NotFound, StartError, TimeoutExpired
 from pycontainer.kept import Kept
 from pycontainer.launch import Options, full_command
 from pycontainer.model import Change, ImageConfig, parse_size
@@ -392,16 +392,15 @@ class Container:
         Raises:
             NotFound: it was removed.
             ImageError: something in it changed while it was read.
-            StoreError: the file cannot be written.
+            OSError: the file cannot be written; nothing of it is left.
         """
         from pycontainer.distribution.pack import pack_root
+        from pycontainer.distribution.sinks import open_sink
 
-        with self._reading(), self._runner.open_root(self._kept, self.image, self._options) as root:
-            if isinstance(target, str | os.PathLike):
-                with _new_file(Path(target)) as file:
-                    pack_root(root, file.write)
-            else:
-                pack_root(root, target.write)
+        place = Path(target) if isinstance(target, str | os.PathLike) else target
+        opened = self._runner.open_root(self._kept, self.image, self._options)
+        with self._reading(), opened as root, open_sink(place) as sink:
+            pack_root(root, sink.write)
 
     def commit(
         self,
@@ -586,23 +585,6 @@ def _new_name(reference: str) -> str:
         msg = f"a name given to an image has a tag, not a digest: {reference!r}"
         raise ValueError(msg)
     return str(parsed)
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file that appears under its name when it is complete."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
-    try:
-        with temporary.open("xb", buffering=0) as file:
-            yield file
-        temporary.rename(path)
-    except OSError as error:
-        if isinstance(error, Error):
-            raise
-        msg = f"cannot write {path}: {error.strerror}"
-        raise StoreError(msg) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _disk_usage(directory: Path) -> int:

@@ -247,8 +247,9 @@ def kept_indexes(store: Store, digests: Sequence[str]) -> dict[str, Index]:
     for digest in digests:
         if store.blobs.size(digest) > MAX_DOCUMENT:
             continue
+        data = store.blobs.read(digest, limit=MAX_DOCUMENT)
         try:
-            document = parse_manifest_or_index(store.blobs.read(digest, limit=MAX_DOCUMENT), digest)
+            document = parse_manifest_or_index(data, digest)
         except ImageError:
             continue  # of another kind
         if isinstance(document, Index):

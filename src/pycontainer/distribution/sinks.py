@@ -216,16 +216,15 @@ def replacing(path: Path) -> Iterator[int]:
     Raises:
         OSError: it cannot be written.
     """
-    path = path.resolve()
     with suppress(FileNotFoundError):
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(path.stat().st_mode):  # before links are followed: /dev/stdout leads to no path
             fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)  # EISDIR for a directory
             try:
                 yield fd
             finally:
                 os.close(fd)
             return
+    path = path.resolve()
     temporary = path.with_name(f".{path.name[:200]}.{os.urandom(8).hex()}.tmp")
     fd, named = _open_new(temporary)
     try:
@@ -233,9 +232,11 @@ def replacing(path: Path) -> Iterator[int]:
         if named or not _link(fd, path):
             named = named or _link(fd, temporary)
             temporary.rename(path)
-    except BaseException:
+    except BaseException as error:
         if named:
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = os.fspath(path)  # a full disk does not say which
         raise
     finally:
         os.close(fd)

@@ -15,7 +15,7 @@ HELPER_SOURCES = [
     f"csrc/{name}.c"
     for name in (
         *("monitor", "keep", "clean", "init"),
-        *("program", "files", "mount", "identity", "terminal", "tree", "error"),
+        *("program", "files", "mount", "copyup", "identity", "terminal", "tree", "error"),
     )
 ]
 HELPER_FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-static", "-s", "-Icsrc"]

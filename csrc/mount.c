@@ -251,6 +251,23 @@ static long make_directory(const Machine *m, const PycStep *s) {
     return 0;
 }
 
+/* The files of a tmpfs with tmpcopyup; where nothing is covered there is nothing to copy. */
+static long fill_tmpfs(const Machine *m, const PycStep *s) {
+    int root = machine_fd(m, s->fd2);
+    long from =
+        open_in_root(root, machine_text(m, s->s1), O_RDONLY | O_DIRECTORY, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+    if (from < 0)
+        return from == -ENOENT ? 0 : from;
+    struct statfs fs;
+    long rc = sys(SYS_fstatfs, from, &fs);
+    if (rc == 0)
+        rc = fs.f_type == PROC_SUPER_MAGIC || fs.f_type == SYSFS_MAGIC
+                 ? -EXDEV
+                 : copy_up((int)from, machine_fd(m, s->fd), (int)s->a);
+    sys_close(from);
+    return rc;
+}
+
 long run_mount_step(Machine *m, const PycStep *s) {
     switch (s->op) {
     case PYC_OP_FSMOUNT:
@@ -270,6 +287,8 @@ long run_mount_step(Machine *m, const PycStep *s) {
     case PYC_OP_MOUNT:
         return sys(SYS_mount, machine_text(m, s->s3), machine_text(m, s->s1), machine_text(m, s->s3), s->a,
                    machine_text(m, s->s2));
+    case PYC_OP_COPY_UP:
+        return fill_tmpfs(m, s);
     case PYC_OP_MKDIR_IN:
         return make_directory(m, s);
     default:

@@ -35,6 +35,7 @@ enum PycOp {
     PYC_OP_PIVOT,        /* fd root mount | s1 where to attach it first, or "" */
     PYC_OP_ELSEWHERE,    /* a: the next a steps run in a mount namespace that is thrown away; host only */
     PYC_OP_MOUNT,        /* s1 target, s2 data, s3 type | a flags of mount(2): for kernels without lowerdir+ */
+    PYC_OP_COPY_UP,      /* fd new tmpfs, s1 what it will cover, below fd2 | a nonzero: with the directory's own mode */
     PYC_OP_MKDIR_IN,     /* s1 below the container's root, parents made | a mode, b uid, c gid */
     /* identity.c */
     PYC_OP_SETNS = 40, /* fd | a namespace flags */
@@ -142,6 +143,9 @@ long run_mount_step(Machine *m, const PycStep *s);
 long run_identity_step(Machine *m, const PycStep *s);
 long run_terminal_step(Machine *m, const PycStep *s);
 long run_exec_step(Machine *m, const PycStep *s);
+
+/* Copy what is in one directory into another, empty one; copyup.c. */
+long copy_up(int from, int to, int with_attributes);
 
 /* Run n steps; the first failure is recorded in m->err and returned. */
 long run_steps(Machine *m, const PycStep *steps, uint32_t n);

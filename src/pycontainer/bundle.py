@@ -142,7 +142,8 @@ class Listener:
                 peer.connect(path)
                 data = json.dumps(process).encode()
                 sent = socket.send_fds(peer, [data], [fd])
-                peer.sendall(data[sent:])
+                if sent < len(data):
+                    peer.sendall(data[sent:])
         except OSError as error:
             hint = "the program that answers the container's system calls must listen there"
             raise StartError("hand the seccomp listener to", path, error.errno or 0, hint) from error

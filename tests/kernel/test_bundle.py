@@ -218,6 +218,79 @@ def test_field_is_refused_not_ignored(stocked: Engine, bundle: Bundle, field: st
     )
 
 
+def test_a_tmpfs_is_filled_with_what_it_covers(stocked: Engine, bundle: Bundle) -> None:
+    options = ["tmpcopyup", "size=4m", "nosuid"]
+    mounts = [
+        *base()["mounts"],
+        {"destination": "/stuff", "type": "tmpfs", "source": "tmpfs", "options": options},
+        {"destination": "/fixed", "type": "tmpfs", "source": "tmpfs", "options": [*options, "mode=1777", "ro"]},
+        {"destination": "/absent", "type": "tmpfs", "source": "tmpfs", "options": options},
+    ]
+    script = """
+        cd /stuff; find . | sort; stat -c '%a %u %g %Y' . deep/set; cat deep/a/b/file; readlink out
+        echo more >deep/a/b/file; echo new >new; stat -c '%F %t %T' null
+        stat -c %a /fixed; cat /fixed/one; touch /fixed/two 2>/dev/null || echo read-only; ls /absent
+    """
+    path = bundle(script, mounts=mounts)
+    stuff = path / "rootfs/stuff"
+    (stuff / "deep/a/b").mkdir(parents=True)
+    (stuff / "deep/a/b/file").write_text("content\n")
+    (stuff / "deep/set").touch()
+    os.chown(stuff / "deep/set", 7, 8)
+    (stuff / "deep/set").chmod(0o6755)
+    os.utime(stuff / "deep/set", (1000, 2000))
+    (stuff / "out").symlink_to("/etc/../../../outside")
+    os.mkfifo(stuff / "pipe")
+    os.mknod(stuff / "null", 0o020600, os.makedev(1, 3))
+    stuff.chmod(0o750)
+    (path / "rootfs/fixed").mkdir()
+    (path / "rootfs/fixed/one").write_text("1\n")
+    lines = run(stocked, path).stdout.decode().splitlines()
+    assert lines[:9] == [
+        ".",
+        "./deep",
+        "./deep/a",
+        "./deep/a/b",
+        "./deep/a/b/file",
+        "./deep/set",
+        "./null",
+        "./out",
+        "./pipe",
+    ]
+    assert lines[9].startswith("750 0 0 ")
+    assert lines[10:] == [
+        "6755 7 8 2000",
+        "content",
+        "/etc/../../../outside",
+        "character special file 1 3",
+        "1777",
+        "1",
+        "read-only",
+    ]
+    assert (stuff / "deep/a/b/file").read_text() == "content\n"
+    assert not (stuff / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "make", "words"),
+    [
+        ("tmpfs", lambda root: (root / "stuff/big").write_bytes(bytes(2 << 20)), "No space left"),
+        ("tmpfs", lambda root: Path(root, "stuff", *["d"] * 70).mkdir(parents=True), "/stuff"),
+        ("mqueue", lambda _root: None, "tmpcopyup is for a tmpfs"),
+    ],
+    ids=["larger", "deeper", "not-a-tmpfs"],
+)
+def test_a_tmpfs_that_cannot_be_filled(
+    stocked: Engine, bundle: Bundle, kind: str, make: Callable[[Path], object], words: str
+) -> None:
+    mount = {"destination": "/stuff", "type": kind, "source": kind, "options": ["tmpcopyup", "size=1m"]}
+    path = bundle("true", mounts=[*base()["mounts"], mount])
+    (path / "rootfs/stuff").mkdir()
+    make(path / "rootfs")
+    with pytest.raises(Error, match=words):
+        run(stocked, path)
+
+
 @pytest.mark.parametrize(
     ("policy", "shown"),
     [

@@ -80,6 +80,7 @@ class Options:
         propagation: ``MS_*`` of mount_namespaces(7).
         propagation_recursive: for nested mounts too.
         idmap: show it through id mappings.
+        copy_up: a tmpfs is filled with what it covers.
         data: the words for the file system.
     """
 
@@ -91,6 +92,7 @@ class Options:
     propagation: int = 0
     propagation_recursive: bool = False
     idmap: bool = False
+    copy_up: bool = False
     data: tuple[str, ...] = ()
 
 
@@ -117,9 +119,8 @@ def parse_options(words: tuple[str, ...]) -> Options:
         elif word == "remount":
             msg = "mount option 'remount' changes a mount that is there already; give it its final options"
             raise Unsupported(msg)
-        elif word in ("tmpcopyup", "rtmpcopyup"):
-            msg = "mount option 'tmpcopyup' (a tmpfs filled with what it covers) is not supported; leave it out"
-            raise Unsupported(msg)
+        elif word == "tmpcopyup":
+            options.copy_up = True
         elif word not in _IGNORED:
             options.data = (*options.data, word)
     return options
@@ -143,8 +144,13 @@ def _take_attribute(options: Options, word: str) -> bool:
     return known
 
 
-def create_mount(program: Program, mount: oci.Mount) -> int:
+def create_mount(program: Program, mount: oci.Mount, below: int = CWD) -> int:
     """Append the steps that make a new file system, in the container's namespaces; return the mount's operand.
+
+    Args:
+        program: where to.
+        mount: what the document says of it.
+        below: the container's root, while it is not the process's own yet.
 
     Raises:
         Unsupported: id mappings are asked for something else than a bind mount.
@@ -158,9 +164,20 @@ def create_mount(program: Program, mount: oci.Mount) -> int:
     data = options.data
     if mount.source and mount.source not in (kind, "none") and kind not in _NO_SOURCE:
         data = (f"source={mount.source}", *data)
-    fd = program.mount(label, kind, data, attributes=options.attributes)
+    attributes = options.attributes & ~RDONLY if options.copy_up else options.attributes
+    fd = program.mount(label, kind, data, attributes=attributes)
     if options.propagation:
         program.step(lib.PYC_OP_SETATTR, label, fd=fd, c=options.propagation)
+    if options.copy_up:
+        if kind != "tmpfs":
+            msg = f"mount {mount.destination}: tmpcopyup is for a tmpfs, not for {kind}"
+            raise Unsupported(msg)
+        own = not any(word.startswith("mode=") for word in options.data)
+        program.step(
+            lib.PYC_OP_COPY_UP, "fill the tmpfs with what it covers,", mount.destination, fd=fd, fd2=below, a=int(own)
+        )
+        if options.attributes & RDONLY:
+            program.step(lib.PYC_OP_SETATTR, label, fd=fd, a=RDONLY)
     return fd
 
 

@@ -391,7 +391,7 @@ class _Builder:
                 continue
             fd = prepared.get(number)
             if fd is None:
-                fd = mounts.create_mount(self.program, self._with_mapped_group(mount))
+                fd = mounts.create_mount(self.program, self._with_mapped_group(mount), below)
             if mount.type == "proc":
                 proc = fd
             mounts.attach_mount(self.program, mount, fd, below)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from pathlib import Path
 from typing import Any, cast
 
 import attrs
@@ -13,7 +14,7 @@ from pycontainer.errors import Unsupported
 from pycontainer.launch import Options, document
 from pycontainer.model import Device, IdMap, ImageConfig, Limits, Mount, Rlimit
 from pycontainer.oci import runtime as oci
-from pycontainer.runtime import plan
+from pycontainer.runtime import labels, plan
 from pycontainer.runtime.cgroups import Cgroups, Hierarchy
 from pycontainer.runtime.idmaps import UserNamespaces
 from pycontainer.runtime.keeper import Keeper
@@ -372,10 +373,32 @@ def test_a_document_without_a_process() -> None:
         plan.build(start(attrs.evolve(spec_of(), process=None)))
 
 
-@pytest.mark.parametrize("name", ["apparmor_profile", "selinux_label"])
-def test_labels_of_the_process(name: str) -> None:
-    with pytest.raises(Unsupported, match="is not supported by this version"):
-        plan.build(start(of_process(spec_of(), **{name: "x"})))
+@pytest.mark.parametrize(
+    ("field", "name", "path"),
+    [
+        ("apparmor_profile", "process.apparmorProfile: AppArmor", "/proc/self/attr/apparmor/exec"),
+        ("selinux_label", "process.selinuxLabel: SELinux", "/proc/self/attr/exec"),
+    ],
+)
+def test_labels_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, field: str, name: str, path: str
+) -> None:
+    """They are set where the kernel has the security module, which few kernels of tests have, and refused elsewhere."""
+    spec = of_process(spec_of(), **{field: "some_label"})
+    monkeypatch.setattr(labels, "_APPARMOR", tmp_path / "enabled")
+    monkeypatch.setattr(labels, "_SELINUX", tmp_path / "enforce")
+    with pytest.raises(Unsupported, match=f"{name} is not in use on this host"):
+        plan.build(start(spec))
+    (tmp_path / "enabled").write_text("N\n")
+    if field == "apparmor_profile":
+        with pytest.raises(Unsupported, match=name):
+            plan.build(start(spec))
+    (tmp_path / "enabled").write_text("Y\n")
+    (tmp_path / "enforce").write_text("1")
+    steps = built(spec).child
+    asked = next(number for number, step in enumerate(steps) if step.s1 == path.encode())
+    assert steps[asked].c, "only if it lies on procfs"
+    assert asked < op_names(steps).index("PIVOT"), "before anything of the image is in sight"
 
 
 def test_too_many_mounts_are_refused_with_a_number() -> None:

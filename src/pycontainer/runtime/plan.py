@@ -16,7 +16,7 @@ from pycontainer._ffi import lib
 from pycontainer.errors import Unsupported
 from pycontainer.oci import runtime as oci
 from pycontainer.oci.defaults import DEVICE_RULES
-from pycontainer.runtime import identity, idmaps, mounts
+from pycontainer.runtime import identity, idmaps, labels, mounts
 from pycontainer.runtime.cgroups import Cgroups
 from pycontainer.runtime.dev import add_devices
 from pycontainer.runtime.keeper import ATTACH_POINT, Keeper, helper_fd
@@ -210,6 +210,7 @@ class _Builder:
             program.write(
                 "set oom_score_adj", "/proc/self/oom_score_adj", str(self.process.oom_score_adj).encode(), proc=True
             )
+        labels.add_labels(program, self.process)
         self._time_namespace()
         if self.userns:
             self._enter_user_namespace()
@@ -571,13 +572,11 @@ def refuse_unsupported(spec: oci.Spec) -> None:
     Raises:
         Unsupported: naming the property.
     """
-    linux, process = spec.linux, spec.process
+    linux = spec.linux
     refused = {
         "linux.intelRdt": linux.intel_rdt,
         "linux.netDevices": linux.net_devices,
         "linux.mountLabel": linux.mount_label,
-        "process.apparmorProfile": process.apparmor_profile if process else None,
-        "process.selinuxLabel": process.selinux_label if process else None,
     }
     for name, value in refused.items():
         if value:

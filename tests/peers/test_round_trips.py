@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -115,9 +116,9 @@ def base() -> Iterator[Path]:
 
 
 @pytest.fixture
-def images(base: Path) -> Iterator[Images]:
-    """Give the images of an empty store."""
-    with Store.open(base / "store") as store:
+def images(tmp_path: Path) -> Iterator[Images]:
+    """Give the images of an empty store; on a disk, for in memory layers cannot be indexed."""
+    with Store.open(tmp_path / "store") as store:
         yield Images(store)
 
 
@@ -136,12 +137,11 @@ def sent(images: Images, picture: Picture, target: Path, form: ArchiveFormat = "
     return target
 
 
-def come_back(archive: Path, picture: Picture, base: Path) -> Image:
+def come_back(archive: Path, picture: Picture) -> Image:
     """Load what a tool saved into another store: it is the same image, and its tree is the same."""
-    with Store.open(base / "back") as store:
+    with tempfile.TemporaryDirectory() as place, Store.open(f"{place}/back") as store:
         image = Images(store).load(archive, reference=picture.reference)
         check(store, image, picture)
-    shutil.rmtree(base / "back")
     return image
 
 
@@ -199,7 +199,7 @@ def test_through_podman(
     assert differences(found, as_go_unpacks(found, picture, old_times=False, parents=False)) == {}
     for form in forms:
         podman("save", "--quiet", "--format", form, "--output", base / form, picture.reference)
-        come_back(base / form, picture, base)
+        come_back(base / form, picture)
 
 
 @pytest.mark.parametrize("name", ["odd", "chain", "node_modules"])
@@ -213,7 +213,7 @@ def test_through_docker(
     assert differences(found, as_go_unpacks(found, picture, old_times=False, parents=False)) == {}
     docker("save", "--output", base / "saved.tar", picture.reference)
     docker("rmi", picture.reference)
-    come_back(base / "saved.tar", picture, base)
+    come_back(base / "saved.tar", picture)
 
 
 # ── umoci, buildah ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -229,11 +229,11 @@ def test_through_umoci(pictures: Callable[[str], Picture], images: Images, base:
     root = base / "bundle/rootfs"
     found = describe(root, whole_seconds=False, root_too=False)
     assert differences(found, as_go_unpacks(found, picture, old_times=True, parents=True)) == {}
-    come_back(layout, picture, base)
+    come_back(layout, picture)
     (root / "added").write_text("by umoci")
     shutil.rmtree(root / "bin")
     run("umoci", "repack", "--image", f"{layout}:changed", base / "bundle")
-    with Store.open(base / "changed") as store:
+    with tempfile.TemporaryDirectory() as place, Store.open(f"{place}/changed") as store:
         image = Images(store).load(layout, reference="changed")
         assert image.layers[:-1] == images.get(picture.reference).layers
         with overlay(store.acquire(image.id)) as merged:
@@ -250,7 +250,7 @@ def test_through_buildah(pictures: Callable[[str], Picture], images: Images, bas
     (base / "file").write_text("by buildah")
     buildah("add", "--quiet", "work", base / "file", "/added", program="buildah")
     buildah("commit", "--quiet", "work", f"oci-archive:{base}/built:built:1", program="buildah")
-    with Store.open(base / "built-store") as store:
+    with tempfile.TemporaryDirectory() as place, Store.open(f"{place}/built") as store:
         image = Images(store).load(base / "built")
         assert image.layers[:-1] == images.get(picture.reference).layers
         with overlay(store.acquire(image.id)) as merged:
@@ -278,10 +278,12 @@ SHELL = (
 )
 
 
-def test_what_we_commit_is_the_same_everywhere(pictures: Callable[[str], Picture], base: Path, docker: Docker) -> None:
+def test_what_we_commit_is_the_same_everywhere(
+    pictures: Callable[[str], Picture], base: Path, tmp_path: Path, docker: Docker
+) -> None:
     need("umoci")
     picture = pictures("odd")
-    with Engine(base / "engine") as engine:
+    with Engine(tmp_path / "engine") as engine:
         engine.images.load(picture.layout, reference=picture.reference)
         container = engine.containers.create(picture.reference, ["sh", "-ec", f'{SHELL}; eval "$1"', "sh", CHANGES])
         result = container.run()
@@ -331,7 +333,7 @@ def test_through_skopeo(
     archive = sent(images, picture, base / "ours", ours)
     kind = {"docker-archive": "docker-archive", "oci-archive": "oci-archive", "oci-dir": "oci"}[ours]
     skopeo(f"{kind}:{archive}", f"{theirs}:{base}/copy:{picture.reference}")
-    image = come_back(base / "copy", picture, base)
+    image = come_back(base / "copy", picture)
     if "docker-archive" not in (ours, theirs):  # which has no manifest
         assert image.digest == picture.digest
 
@@ -345,7 +347,7 @@ def address() -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["odd", "chain", "sparse", "node_modules"])
 def test_through_a_registry_by_us_and_by_skopeo(
-    pictures: Callable[[str], Picture], images: Images, base: Path, address: str, name: str
+    pictures: Callable[[str], Picture], images: Images, address: str, name: str
 ) -> None:
     picture = pictures(name)
     images.load(picture.layout, reference=picture.reference)
@@ -353,7 +355,7 @@ def test_through_a_registry_by_us_and_by_skopeo(
     assert pushed == f"{address}/by-us/{name}@{picture.digest}"
     source, target = (f"docker://{address}/{place}/{picture.reference}" for place in ("by-us", "by-skopeo"))
     skopeo(source, target, "--src-tls-verify=false", "--dest-tls-verify=false")
-    image = pulled(f"{address}/by-skopeo/{picture.reference}", picture, base)
+    image = pulled(f"{address}/by-skopeo/{picture.reference}", picture)
     assert image.digest == picture.digest
 
 
@@ -368,11 +370,11 @@ def test_through_a_registry_by_podman(
     assert ("sha256:" + told["Id"], told["Digest"]) == (picture.id, picture.digest)
     reference = f"{address}/from-podman/{picture.reference}"
     podman("push", "--quiet", "--tls-verify=false", told["Id"], reference)
-    pulled(reference, picture, base)
+    pulled(reference, picture)
 
 
 def test_through_a_registry_by_docker(
-    pictures: Callable[[str], Picture], images: Images, base: Path, address: str, docker: Docker
+    pictures: Callable[[str], Picture], images: Images, address: str, docker: Docker
 ) -> None:
     picture = pictures("odd")
     images.load(picture.layout, reference=picture.reference)
@@ -383,13 +385,13 @@ def test_through_a_registry_by_docker(
     reference = f"{address}/from-docker/{picture.reference}"
     docker("tag", pushed, reference)
     docker("push", reference)
-    pulled(reference, picture, base)
+    pulled(reference, picture)
     docker("rmi", "--force", picture.id)
 
 
-def pulled(reference: str, picture: Picture, base: Path) -> Image:
+def pulled(reference: str, picture: Picture) -> Image:
     """Pull an image into another store: it is the picture."""
-    with Store.open(base / "pulled") as store:
+    with tempfile.TemporaryDirectory() as place, Store.open(f"{place}/pulled") as store:
         image = Images(store).pull(reference)
         check(store, image, picture)
     return image

@@ -20,7 +20,12 @@ def main() -> None:
     pid = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ, file_actions=actions)
     _, status, usage = os.wait4(pid, 0)
     seconds = time.perf_counter() - start
-    result = {"status": os.waitstatus_to_exitcode(status), "seconds": seconds, "memory": usage.ru_maxrss * 1024}
+    result = {
+        "status": os.waitstatus_to_exitcode(status),
+        "seconds": seconds,
+        "processor": usage.ru_utime + usage.ru_stime,
+        "memory": usage.ru_maxrss * 1024,
+    }
     print(json.dumps(result))
 
 

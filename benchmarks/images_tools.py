@@ -43,12 +43,14 @@ class Timed:
     Attributes:
         seconds: from its start to its end.
         synced: the same, until what it wrote is on the disk.
+        processor: seconds of processors that the command itself used, not its daemon.
         memory: the most memory that it, or the daemon that it asked, had resident, in bytes.
         lines: how many lines it wrote.
     """
 
     seconds: float
     synced: float
+    processor: float
     memory: int
     lines: int
 
@@ -130,7 +132,13 @@ def timed(tool: Tool, command: Sequence[str], argument: str | Path, disk: Path) 
     count = out.read_bytes().count(b"\n")
     out.unlink()
     peaks = [_peak(pid) for pid in tool.daemons]
-    return Timed(seconds=result["seconds"], synced=synced, memory=max([result["memory"], *peaks]), lines=count)
+    return Timed(
+        seconds=result["seconds"],
+        synced=synced,
+        processor=result["processor"],
+        memory=max([result["memory"], *peaks]),
+        lines=count,
+    )
 
 
 def _peak(pid: int) -> int:

@@ -70,7 +70,7 @@ RECIPES: dict[str, tuple[Callable[[], Recipe], Compression]] = {
     "chain": (recipes.chain, "gzip"),
     "sparse": (recipes.sparse, "zstd"),
     "node_modules": (_node_modules, "gzip"),
-    "debian": (lambda: Recipe(layers=[]), "zstd"),
+    "debian": (lambda: Recipe(layers=[]), "gzip"),
 }
 
 

@@ -236,9 +236,8 @@ class _Life:
             _say(f"    {step}: {error}")
             return False
         self._found.times.setdefault(step, {}).setdefault(self._tool.name, []).append(taken)
-        _say(
-            f"    {step}: {taken.seconds:.2f} s, {taken.synced:.2f} s to disk, {taken.processor:.2f} s of processors, {taken.memory >> 20} MiB"
-        )
+        whole = f"{taken.seconds:.2f} s, {taken.synced:.2f} s to disk, {taken.processor:.2f} s of processors"
+        _say(f"    {step}: {whole}, {taken.memory >> 20} MiB")
         return True
 
     def _quietly(self, command: Any, argument: str) -> bool:  # noqa: ANN401

@@ -80,9 +80,11 @@ int pyc_layer_finish(PycLayer *layer, PycLayerStats *ret_stats, PycError *err) {
     int r = pyc_tar_finish(layer->tar, (layer->options.flags & PYC_LAYER_BARE_END) != 0, err);
     if (r == 0)
         r = pyc_inside_set_times(&layer->inside, err);
-    if (r == 0)
-        *ret_stats = layer->stats;
-    return r;
+    if (r < 0)
+        return r;
+    layer->stats.implied = layer->inside.made;
+    *ret_stats = layer->stats;
+    return 0;
 }
 
 static int is_prefix(const char *prefix, const char *text) { return strncmp(text, prefix, strlen(prefix)) == 0; }

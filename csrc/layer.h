@@ -27,6 +27,7 @@ typedef struct PycLayerStats {
     uint64_t bytes;          /* of file content written */
     uint64_t whiteouts;      /* names and directories hidden */
     uint64_t xattrs_dropped; /* refused for their meaning to the host, or not supported by the file system */
+    uint64_t implied;        /* directories that the archive needed and did not describe, or more */
     uint32_t root_opaque;    /* the layer hides everything below it, which an xattr on its root cannot say */
 } PycLayerStats;
 

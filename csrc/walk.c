@@ -98,9 +98,9 @@ static const char *frame_path(PycWalk *w, const Frame *f) {
     return w->item_path;
 }
 
-/* Whoever only lists may do so while others write; what is gone or something else by now is as if never seen. */
+/* Others may write meanwhile: what is gone by now is as if never seen; for a list, also what is something else by now. */
 static int is_gone(const PycWalk *w, int code) {
-    return !w->source.contents && (code == -ENOENT || code == -ENOTDIR || code == -ELOOP);
+    return code == -ENOENT || (!w->source.contents && (code == -ENOTDIR || code == -ELOOP));
 }
 
 static int is_dot(const char *name) { return name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2])); }
@@ -422,8 +422,10 @@ static int visit_file(PycWalk *w, const Frame *f, const char *name, struct stat 
     PYC_AUTO_FD fd = -1;
     if (S_ISREG(st->st_mode) && w->source.contents) {
         int r = open_file(w, f, name, st, &fd, err);
+        if (is_gone(w, r))
+            err->code = 0;
         if (r < 0)
-            return r;
+            return is_gone(w, r) ? 0 : r;
     }
     hold(w, f, kind, st, pyc_take_fd(&fd));
     return 0;

@@ -26,7 +26,18 @@ from pycontainer.distribution.pack import list_changes, pack, pack_root, pack_up
 from tests.strategies import Node, trees, write_tree
 from tests.trees import CAPABILITY, describe
 
-SHM = Path("/dev/shm")
+
+def _place() -> Path:
+    """Return a directory in memory; before Linux 6.6 tmpfs has no user attributes, then it is on disk."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        try:
+            os.setxattr(file.fileno(), "user.x", b"")
+        except OSError:
+            return Path(tempfile.gettempdir())
+    return Path("/dev/shm")
+
+
+SHM = _place()
 Tree = dict[str, tuple[object, ...]]
 
 

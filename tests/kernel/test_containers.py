@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -355,9 +356,10 @@ def test_one_that_runs_stands_still_while_it_is_committed(engine: Engine, busybo
     container = engine.containers.create(busybox, ["sh", "-c", script])
     with running(container):
         images = [container.commit(f"still:{number}") for number in range(8)]
-        images.append(container.commit("moving:1", pause=False))
+        with contextlib.suppress(ImageError):  # a file that becomes shorter while it is read
+            container.commit("moving:1", pause=False)
         assert container.state == "running"
-        for image in images[:-1]:
+        for image in images:
             one, two = engine.run(image, ["cat", "/one", "/two"]).stdout.split()
             assert int(one) - int(two) in (0, 1)
         assert set(changes(container)) - {"A /new"} == {"A /one", "A /started", "A /two"}

@@ -28,7 +28,9 @@ SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "csrc", "src")
 # tests/kernel is left to the host. VM_TESTS names others, "tests/kernel" is all of them (half an hour).
 TESTS = (
     "tests/kernel/test_run_limits.py tests/kernel/test_run_process.py tests/kernel/test_run_mounts.py "
-    "tests/kernel/test_devices.py tests/kernel/test_isolation_limits.py tests/kernel/test_bundle.py"
+    "tests/kernel/test_devices.py tests/kernel/test_isolation_limits.py tests/kernel/test_bundle.py "
+    "tests/kernel/test_containers.py::test_one_that_runs_stands_still_while_it_is_committed "
+    "tests/kernel/test_containers.py::test_a_commit_that_is_killed_leaves_nothing_and_the_container_going_on"
 )
 PYTEST = (
     "python3 -m pytest -q --tb=short -p no:cacheprovider -m 'not slow' -o timeout=400 --junitxml=/out/junit.xml "

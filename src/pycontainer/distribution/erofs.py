@@ -55,12 +55,9 @@ class IndexedLayer(AppliedLayer):
     """What was indexed.
 
     Args:
-        implied: directories that the layer needs and does not describe, so that those below say what they are; an index
-            of this layer by itself is right only where nothing is below. It may count some that a later member removed.
-        index_size: bytes of the index.
+        index_size: bytes of the index; where directories are implied, it is right only if nothing is below.
     """
 
-    implied: int
     index_size: int
 
 

@@ -280,7 +280,8 @@ class _Directories(_Layers):
             limits=self._limits,
             copy_to=copy_to,
         )
-        parents.mark(staged, since)
+        if applied.implied:  # times alone do not tell: what was committed may be as young as the clock is coarse
+            parents.mark(staged, since)
         if applied.hides_all:
             self._store.snapshots.hide_all(staged)
         return staged, applied

@@ -106,6 +106,8 @@ class AppliedLayer:
         content: bytes of file content written; holes are not written.
         dropped_xattrs: extended attributes that the file system cannot hold, or that mean something to the host only.
         hides_all: the layer hides all layers below it (a whiteout of the root): leave them out of the stack.
+        implied: directories that the layer needs and does not describe, so that those below say what they are. It may
+            count some that a later member removed.
     """
 
     diff_id: str
@@ -116,6 +118,7 @@ class AppliedLayer:
     content: int
     dropped_xattrs: int
     hides_all: bool
+    implied: int
 
 
 def apply(
@@ -181,6 +184,7 @@ def apply(
         stats.bytes,
         stats.xattrs_dropped,
         bool(stats.root_opaque),
+        stats.implied,
     )
 
 

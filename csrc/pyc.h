@@ -23,6 +23,7 @@ typedef struct PycError {
 #include "probe.h"
 #include "program.h"
 #include "start.h"
+#include "sync.h"
 #include "tree.h"
 #include "view.h"
 

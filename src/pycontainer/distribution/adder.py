@@ -17,6 +17,7 @@ from pycontainer.distribution.codec import HEAD, PackedBlob, detect, detect_byte
 from pycontainer.distribution.forms import Taken, choose_form
 from pycontainer.distribution.lanes import Abandoned, Lane, feed
 from pycontainer.distribution.layer import LayerLimits
+from pycontainer.distribution.outflow import Outflow
 from pycontainer.distribution.sources import BlobSource, kept_file
 from pycontainer.errors import DigestMismatch, ImageError, NotFound
 from pycontainer.oci.image import LAYER, LAYER_GZIP, LAYER_ZSTD, Descriptor, Manifest
@@ -167,7 +168,7 @@ class Adder:
         if blob is None:
             blob = self._blob_path(diff_id or "new")
             with blob.open("xb", buffering=0) as file:
-                taken = take(functools.partial(_write_all, file))
+                taken = take(Outflow(file.fileno()).write)
         else:
             try:
                 taken = take(None)
@@ -217,7 +218,7 @@ class Adder:
             taken = taking.result()
             return self._publish(attrs.evolve(taken, row=attrs.evolve(taken.row, digest=packing.result())), blob)
         with blob.open("xb", buffering=0) as file:
-            write = functools.partial(_write_all, file)
+            write = Outflow(file.fileno()).write
             taking = Lane(lambda stream: self._form.take(stream, write, compression="none"))
             feed(produce, taking)
         return self._publish(taking.result(), blob)
@@ -276,10 +277,11 @@ class Adder:
         self._store.blobs.path(blob.digest)  # refuses other algorithms
         hashed = hashlib.new(algorithm)
         with closing(blob.open()) as stream, temporary.open("xb", buffering=0) as file:
+            write = Outflow(file.fileno()).write
             counted = _Counted(stream, blob, lambda _count: None, self._cancelled)
             while chunk := counted.read(_CHUNK):
                 hashed.update(chunk)
-                _write_all(file, chunk)
+                write(chunk)
             counted.check_end()
         if hashed.hexdigest() != encoded:
             raise DigestMismatch(blob.name, blob.digest, f"{algorithm}:{hashed.hexdigest()}")
@@ -343,12 +345,6 @@ class _Counted:
 
 def _sha256(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def _write_all(file: IO[bytes], data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
 
 
 def _write_plain(path: Path, write: Write) -> None:

@@ -38,6 +38,7 @@ from pycontainer.distribution.layer import (
     store_error,
     take,
 )
+from pycontainer.distribution.outflow import Outflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -192,15 +193,14 @@ class _TarFile:
     def __init__(self, stack: ExitStack, path: Path) -> None:
         self._path = path
         self._fd = _create(stack, path)
+        self._outflow = Outflow(self._fd)
 
     def feed(self, piece: bytes | memoryview) -> None:
         if not piece[0] and not piece[-1] and len(piece) <= len(_ZEROS) and piece == _ZEROS[: len(piece)]:
-            os.lseek(self._fd, len(piece), os.SEEK_CUR)
+            self._outflow.skip(len(piece))
             return
-        view = memoryview(piece)
         with _trying("cannot keep the layer: write", self._path):
-            while view:
-                view = view[os.write(self._fd, view) :]
+            self._outflow.write(piece)
 
     def finish(self, size: int) -> None:
         with _trying("cannot keep the layer: set the size of", self._path):

@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING
 
 from pycontainer.distribution.download import RemoteBlob
+from pycontainer.distribution.outflow import Outflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +43,7 @@ class Download:
         self._fetch = fetch
         self._remote: RemoteBlob | None = None
         self._offset = 0
+        self._outflow: Outflow | None = None
         directory.mkdir(mode=0o700, exist_ok=True)
         self._fd = _open_locked(self.kept)
         self.resumed = os.fstat(self._fd).st_size
@@ -67,12 +69,10 @@ class Download:
         return data
 
     def _keep(self, data: bytes) -> None:
-        view = memoryview(data)
-        offset = self._offset
+        if self._outflow is None:
+            self._outflow = Outflow(self._fd, self._offset)
         try:
-            while view:
-                count = os.pwrite(self._fd, view, offset)
-                view, offset = view[count:], offset + count
+            self._outflow.write(data)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 self.kept.unlink(missing_ok=True)  # others need the room, and there is none for the rest

@@ -12,6 +12,7 @@ import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from pycontainer._ffi import lib
 from pycontainer.errors import StoreError
 from pycontainer.names import check_digest
 from pycontainer.store.locks import FileLocks, key
@@ -143,13 +144,10 @@ class Snapshots:
 
     def sync(self) -> None:
         """Have everything of the store's file system written to disk, see syncfs(2)."""
-        import ctypes
-
-        libc = ctypes.CDLL(None, use_errno=True)
         fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if libc.syncfs(fd) != 0:
-                number = ctypes.get_errno()
+            number = -lib.pyc_sync_all(fd)
+            if number:
                 msg = f"cannot write the store to disk: syncfs {self._directory}: {os.strerror(number)}"
                 raise StoreError(msg)
         finally:

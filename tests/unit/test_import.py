@@ -40,6 +40,20 @@ def test_what_few_need_is_not_imported(statement: str) -> None:
     assert not set(run.stdout.split()) & set(SLOW)
 
 
+def test_the_command_loads_no_more_to_run_a_container() -> None:
+    """Of a run by the command, most of the time goes into imports."""
+    code = (
+        "import sys; before = set(sys.modules); import pycontainer.cli.foreground, pycontainer.runner; "
+        "print(*(set(sys.modules) - before))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split())
+    assert not loaded & {*SLOW, "click", "rich", "selectors", "socket", "tty"} - {"pycontainer.cli"}
+    assert {name for name in loaded if name.startswith("pycontainer.cli.")} == {
+        f"pycontainer.cli.{name}" for name in ("flags", "foreground", "options", "terminal")
+    }
+
+
 def test_the_package_alone_loads_nothing() -> None:
     code = "import sys, pycontainer; print(*(name for name in sys.modules if name.startswith('pycontainer')))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ from pycontainer.oci.image import MAX_CONFIG, MAX_DOCUMENT, ImageDocument, parse
 from pycontainer.transfers import Transfers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import datetime
 
     from pycontainer.distribution.hosts import Registries
@@ -244,19 +244,23 @@ class Images(Transfers):
         if reference is None and len(names) > 1 and not force:
             msg = f"the image {row.id} has several names: {', '.join(names)}; remove them one by one, or use force=True"
             raise Conflict(msg)
+        seen = row.references if reference is None else (reference,)
         try:
-            size = self._delete(row)
+            size = self._delete(row, None if force and reference is None else seen)
         except Conflict:
+            if not set(self._find(row.id).references) <= set(seen):
+                return self.remove(name, force=force)  # somebody has just taken or given it a name
             if not force or reference is None:
                 raise
             self._store.remove_reference(reference, row.id, keep_last=False)
             return RemovedImages(untagged=names)
         return RemovedImages(untagged=names, deleted=(row.id,), size=size)
 
-    def _delete(self, row: ImageRow) -> int:
-        """Delete an image; return the bytes of layers that no other image has."""
-        size = self._image(row).size - self._store.db.shared_size(row.id)
-        self._store.remove_image(row.id)
+    def _delete(self, row: ImageRow, names: Iterable[str] | None) -> int:
+        """Delete an image that has no other names than these; return the bytes of layers that no other image has."""
+        db = self._store.db
+        size = sum({layer.diff_id: layer.size for layer in db.layers(row.id)}.values()) - db.shared_size(row.id)
+        self._store.remove_image(row.id, names)
         self._cache.pop(row.id, None)
         return size
 
@@ -290,9 +294,9 @@ class Images(Transfers):
         size = 0
         for row in list(self._fitting(filters)):
             try:
-                size += self._delete(row)
+                size += self._delete(row, row.references)
             except (Conflict, NotFound):
-                continue  # a container uses it, or somebody else was quicker
+                continue  # a container uses it, or somebody has just named or removed it
             untagged += [parse_reference(text).familiar for text in row.references]
             deleted.append(row.id)
         return RemovedImages(untagged=tuple(untagged), deleted=tuple(deleted), size=size)

@@ -26,7 +26,7 @@ from pycontainer.store import Store
 from tests.trees import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 @pytest.fixture
@@ -237,6 +237,51 @@ def test_images_share_layers_and_removal_leaves_the_other_whole(images: Images, 
     (path,) = store.acquire(two.id)
     assert describe(Path(path), root_too=False) == describe(tree, root_too=False)
     store.release(two.id)
+
+
+def test_names_that_come_and_go_meanwhile(
+    images: Images, store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = images.import_rootfs(tree, reference="app:1")
+    delete, untag = store.db.remove_image, store.db.remove_reference
+
+    def named_before(identity: str, names: Iterable[str] | None = None) -> bool:
+        monkeypatch.setattr(store.db, "remove_image", delete)
+        images.tag(identity, "app:2")
+        return delete(identity, names)
+
+    def removed_before(name: str, identity: str, *, keep_last: bool) -> bool:
+        monkeypatch.setattr(store.db, "remove_reference", untag)
+        return untag(name, identity, keep_last=keep_last) and untag(name, identity, keep_last=keep_last)
+
+    monkeypatch.setattr(store.db, "remove_image", named_before)
+    images.remove("app:1")
+    assert images.get(image.id).references == ("app:2",)
+    images.tag("app:2", "app:3")
+    monkeypatch.setattr(store.db, "remove_reference", removed_before)
+    with pytest.raises(NotFound):
+        images.remove("app:2")
+    assert images.get(image.id).references == ("app:3",)
+    images.untag("app:3")
+    monkeypatch.setattr(store.db, "remove_image", named_before)
+    assert images.prune().deleted == ()
+    assert images.get(image.id).references == ("app:2",)
+
+
+def test_an_interrupted_collection_goes_on_with_the_next_open(
+    images: Images, store: Store, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images.import_rootfs(tree, reference="app:1")
+
+    def interrupted(_digest: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.blobs, "remove", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            images.remove("app:1")
+    assert len(store.blobs.list()) > 0
+    assert check_whole(store.root) == []
 
 
 # ── in use ────────────────────────────────────────────────────────────────────────────────────────────────────────

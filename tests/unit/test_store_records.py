@@ -199,7 +199,7 @@ def test_digests_gather_until_the_manifest_is_another(db: Database) -> None:
     known = db.by_id(ONE)
     assert known is not None
     assert (known.digests, db.blobs(ONE)) == (("r@sha256:other",), ("sha256:z",))
-    assert db.meta("collect") == "1"
+    assert db.meta("collect") is not None
 
 
 def test_a_removed_image_leaves_no_rows(db: Database, path: Path) -> None:

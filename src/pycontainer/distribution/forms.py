@@ -306,4 +306,4 @@ class _Directories(_Layers):
         staged = self._apply(blob, chain_id, None, row.diff_id, row.digest, "auto")[0]
         parents.complete(staged, [snapshots.path(snapshot) for snapshot in below])
         snapshots.publish(staged, chain_id)
-        self._store.db.put_meta("collect", "1")  # the one unpacked by itself, unless another image has it
+        self._store.db.note_free()  # the one unpacked by itself, unless another image has it

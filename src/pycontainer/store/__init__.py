@@ -222,7 +222,7 @@ class Store:
             with self._locks.hold(CONTENT, shared=True), self.workspace() as path:
                 yield path
         except BaseException:
-            self.db.put_meta("collect", "1")
+            self.db.note_free()
             raise
         finally:
             if self.db.meta("collect"):
@@ -268,19 +268,23 @@ class Store:
             self.write_index()
         return removed
 
-    def remove_image(self, identity: str) -> None:
+    def remove_image(self, identity: str, names: Iterable[str] | None = None) -> None:
         """Delete an image, its names, and what no other image shares with it.
+
+        Args:
+            identity: the image.
+            names: the only ones that it may have; any when not given.
 
         Raises:
             NotFound: there is no such image.
-            Conflict: a container runs from it, or is made from it.
+            Conflict: a container runs from it, or is made from it; or it has another name.
         """
         held = self._locks.take_unused(identity)
         if held is None:
             msg = f"the image {identity} is in use by a container; stop and remove that first"
             raise Conflict(msg)
         try:
-            found = self.db.remove_image(identity)
+            found = self.db.remove_image(identity, names)
         finally:
             self._locks.release(held)
         if not found:
@@ -301,13 +305,15 @@ class Store:
             if held is None:
                 return False
             try:
-                self.db.put_meta("collect", None)
+                noted = self.db.meta("collect")
                 needed = self.db.content()
                 for digest in self.blobs.list().keys() - needed.blobs - needed.tars:
                     self.blobs.remove(digest)
                 # The slow part, deleting trees, comes after the lock, with the workspace.
                 for diff_id in self.snapshots.list() - needed.snapshots:
                     self.snapshots.withdraw(diff_id, trash)
+                if noted is not None:
+                    self.db.drop_free(noted)  # now: who is interrupted before leaves the rest to the next open
             finally:
                 self._locks.release(held)
         return True
@@ -323,9 +329,17 @@ class Store:
                     return
             except FileNotFoundError:
                 pass
-            new.write_bytes(data)
-            new.chmod(0o644)
-            new.rename(target)
+            try:
+                new.write_bytes(data)
+                new.chmod(0o644)
+                new.rename(target)
+            except OSError as error:
+                new.unlink(missing_ok=True)
+                msg = (
+                    f"cannot write {target}: {error.strerror}; the store itself is up to date, and its next change "
+                    "writes the file again: free some space, or see why it cannot be written"
+                )
+                raise StoreError(msg) from error
 
     def _repair(self) -> None:
         """Delete the workspaces of dead processes, and then what they published and did not finish."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import attrs
@@ -140,7 +141,7 @@ class Database(Connections):
         with self.transaction() as tx:
             former = tx.execute("SELECT digest, merged FROM images WHERE id = ?", (row.id,)).fetchone()
             if former is not None and former != (row.digest, row.merged):
-                _put_meta(tx, "collect", "1")  # from another manifest or in another snapshot: content may be free now
+                _note_free(tx)  # from another manifest or in another snapshot
                 if former[0] != row.digest:
                     tx.execute("DELETE FROM image_blobs WHERE image_id = ?", (row.id,))
             tx.execute(
@@ -201,13 +202,23 @@ class Database(Connections):
         with self.transaction() as tx:
             return tx.execute(sql, (name, identity)).rowcount > 0
 
-    def remove_image(self, identity: str) -> bool:
+    def remove_image(self, identity: str, names: Iterable[str] | None = None) -> bool:
         """Forget an image and its names; return whether it was there. Its content is for the next collection.
 
+        Args:
+            identity: the image.
+            names: the only ones that it may have; any when not given.
+
         Raises:
-            Conflict: a container is made from it.
+            Conflict: a container is made from it, or it has another name.
         """
         with self.transaction() as tx:
+            if names is not None:
+                now = {row[0] for row in tx.execute("SELECT name FROM refs WHERE image_id = ?", (identity,))}
+                others = ", ".join(sorted(now.difference(names)))
+                if others:
+                    msg = f"the image {identity} was just now given the name {others}; remove that too, or let it stay"
+                    raise Conflict(msg)
             sql = "SELECT name, id, state FROM containers WHERE image_id = ? ORDER BY created"
             users = tx.execute(sql, (identity,)).fetchall()
             if users:
@@ -216,13 +227,23 @@ class Database(Connections):
                 msg = f"the image {identity} is in use by the container {name} ({container[:12]}, {state}){more}; "
                 msg += "remove that first"
                 raise Conflict(msg)
-            _put_meta(tx, "collect", "1")
+            _note_free(tx)
             return tx.execute("DELETE FROM images WHERE id = ?", (identity,)).rowcount > 0
 
     def put_meta(self, key: str, value: str | None) -> None:
         """Remember a value, or forget it."""
         with self.transaction() as tx:
             _put_meta(tx, key, value)
+
+    def note_free(self) -> None:
+        """Note that there may be content that no image needs."""
+        with self.transaction() as tx:
+            _note_free(tx)
+
+    def drop_free(self, noted: str | None) -> None:
+        """Drop that note, unless it is a newer one: it was ``noted``, as :meth:`meta` of ``"collect"`` told."""
+        with self.transaction() as tx:
+            tx.execute("DELETE FROM meta WHERE key = 'collect' AND value = ?", (noted,))
 
     # ── containers ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -294,6 +315,10 @@ def _put_meta(tx: sqlite3.Connection, key: str, value: str | None) -> None:
     else:
         sql = "INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
         tx.execute(sql, (key, value))
+
+
+def _note_free(tx: sqlite3.Connection) -> None:
+    _put_meta(tx, "collect", os.urandom(8).hex())  # no two notes are the same, see drop_free
 
 
 def _put_digests(tx: sqlite3.Connection, identity: str, digests: Iterable[str], blobs: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
@@ -355,4 +356,6 @@ def _disk_errors(source: object) -> Iterator[None]:
         raise
     except OSError as error:
         msg = f"cannot bring in {source}: {error.filename or 'write to the store'}: {os.strerror(error.errno or 0)}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            msg += "; free some space"
         raise StoreError(msg) from error

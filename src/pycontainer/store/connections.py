@@ -75,7 +75,7 @@ class Connections:
                 "SQLITE_BUSY": "another process holds it for long",
                 "SQLITE_CORRUPT": "it is damaged; move the store away and load the images again",
                 "SQLITE_NOTADB": "it is no SQLite database; choose another root",
-                "SQLITE_FULL": "the disk is full",
+                "SQLITE_FULL": "the disk is full; free some space",
                 "SQLITE_READONLY": "it is read-only; choose a root on a writable file system",
                 "SQLITE_CANTOPEN": "is it on a read-only file system?",
             }

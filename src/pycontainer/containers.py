@@ -14,7 +14,7 @@ from pycontainer.errors import Conflict, NotFound
 from pycontainer.kept import Kept, remove_directory
 from pycontainer.launch import Options, full_command
 from pycontainer.model import Limits
-from pycontainer.names import check_container_name, is_id_prefix, new_container_id, random_name
+from pycontainer.names import check_container_name, is_container_id, is_id_prefix, new_container_id, random_name
 from pycontainer.store import ContainerRow
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class Containers:
         document: dict[str, Any] = {
             "image": str(image),
             "labels": dict(labels or {}),
-            "seccomp": seccomp,
+            "seccomp": seccomp if seccomp in ("default", "unconfined") else os.path.abspath(seccomp),  # noqa: PTH100
             "init": init,
             "cgroup_parent": cgroup_parent,
             "options": options.to_json(),
@@ -372,7 +372,7 @@ class Containers:
             if row.state == "running":
                 self._container(row).recover()
         for identity in os.listdir(self._directory):  # noqa: PTH208 - only names are wanted
-            if self._store.db.container(identity) is not None:
+            if not is_container_id(identity) or self._store.db.container(identity) is not None:
                 continue
             held = self._store.take_container("life", identity, wait=False)
             if held is None:

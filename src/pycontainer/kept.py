@@ -20,6 +20,7 @@ import attrs
 
 from pycontainer._ffi import lib, new_error, read_error
 from pycontainer.errors import StoreError
+from pycontainer.names import is_container_id
 from pycontainer.records import Record
 from pycontainer.runtime import mounts
 from pycontainer.runtime.program import CWD, Program
@@ -157,7 +158,7 @@ def remove_directory(parent: Path, name: str) -> None:
 def has_leftovers(store: Store) -> bool:
     """Tell whether killed programs may have left something of containers; cheap, as each open asks."""
     try:
-        there = set(os.listdir(store.root / "containers"))  # noqa: PTH208 - only names are wanted
+        there = set(filter(is_container_id, os.listdir(store.root / "containers")))  # noqa: PTH208 - only names are wanted
     except FileNotFoundError:
         return False
     states = {row.id: row.state for row in store.db.containers()} if there else {}

@@ -157,6 +157,23 @@ def test_the_time_is_up(engine: Engine, busybox: Image) -> None:
     assert (container.state, container.exit_code) == ("exited", 137)
 
 
+def test_a_path_of_a_profile_is_that_of_the_creation(
+    engine: Engine, busybox: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "profile.json").write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+    monkeypatch.chdir(tmp_path)
+    container = engine.containers.create(busybox, ["true"], seccomp="profile.json")
+    monkeypatch.chdir("/")
+    assert container.run().exit_code == 0
+
+
+def test_what_others_put_there_is_left_alone(engine: Engine, busybox: Image) -> None:
+    engine.containers.create(busybox, ["true"])
+    (engine.root / "containers/notes").mkdir()
+    with Engine(engine.root):
+        assert (engine.root / "containers/notes").is_dir()
+
+
 # ── names ──
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         Unauthorized,
         Unsupported,
     )
+    from pycontainer.housekeeping import CheckReport, DiskUsage, ImageUsage, Problem, Pruned, SpaceUsage
     from pycontainer.image import HistoryEntry, Image, ImageDetails, RemovedImages
     from pycontainer.images import Images
     from pycontainer.launch import Namespace
@@ -61,6 +62,7 @@ __all__ = [
     "AlreadyExists",
     "ArchiveFormat",
     "Change",
+    "CheckReport",
     "CommandNotFound",
     "Conflict",
     "Container",
@@ -68,6 +70,7 @@ __all__ = [
     "Containers",
     "Device",
     "DigestMismatch",
+    "DiskUsage",
     "Engine",
     "Error",
     "ExitError",
@@ -77,6 +80,7 @@ __all__ = [
     "ImageConfig",
     "ImageDetails",
     "ImageError",
+    "ImageUsage",
     "Images",
     "Input",
     "InvalidReference",
@@ -90,8 +94,10 @@ __all__ = [
     "OutOfMemory",
     "Output",
     "Packing",
+    "Problem",
     "Progress",
     "Propagation",
+    "Pruned",
     "PrunedContainers",
     "Registries",
     "RegistryError",
@@ -101,6 +107,7 @@ __all__ = [
     "Running",
     "SearchResult",
     "Size",
+    "SpaceUsage",
     "StartError",
     "StoreError",
     "TimeoutExpired",
@@ -116,6 +123,7 @@ _HOMES = {
     "Containers": "containers",
     "Engine": "engine",
     **dict.fromkeys(("HistoryEntry", "Image", "ImageDetails", "RemovedImages"), "image"),
+    **dict.fromkeys(("CheckReport", "DiskUsage", "ImageUsage", "Problem", "Pruned", "SpaceUsage"), "housekeeping"),
     "Images": "images",
     "Input": "streams",
     "ArchiveFormat": "distribution.save",

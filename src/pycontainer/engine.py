@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from pycontainer.containers import Containers
     from pycontainer.distribution.hosts import Registries
+    from pycontainer.housekeeping import CheckReport, DiskUsage, Pruned
     from pycontainer.launch import Namespace
     from pycontainer.running import Running
     from pycontainer.streams import Input, Output
@@ -356,3 +357,83 @@ class Engine:
             "images": len(self.images.list()),
             **self._runner.info(),
         }
+
+    # ── housekeeping ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def disk_usage(self) -> DiskUsage:
+        """Return what the store takes of the disk, and what of it can go; what several share counts once.
+
+        >>> with Engine() as engine:
+        ...     usage = engine.disk_usage()
+        >>> usage.images.size >= usage.images.reclaimable >= 0
+        True
+        """
+        from pycontainer.housekeeping import DiskUsage, SpaceUsage
+        from pycontainer.store.usage import disk_size, measure_downloads, measure_images
+
+        images, by_image, unreferenced = measure_images(self._store)
+        layers: list[tuple[bool, int]] = []
+        volumes: list[int] = []
+        for container in self.containers.list():
+            directory = self.root / "containers" / container.id
+            layers.append((container.state == "running", disk_size(directory / "upper")))
+            if (directory / "volumes").is_dir():
+                volumes += [disk_size(path) for path in (directory / "volumes").iterdir()]
+        return DiskUsage(
+            images=images,
+            containers=SpaceUsage(
+                len(layers),
+                sum(runs for runs, _ in layers),
+                sum(size for _, size in layers),
+                sum(size for runs, size in layers if not runs),
+            ),
+            volumes=SpaceUsage(len(volumes), len(volumes), sum(volumes), 0),
+            downloads=measure_downloads(self._store),
+            unreferenced=unreferenced,
+            by_image=tuple(by_image),
+        )
+
+    def prune(self, *, all: bool = False) -> Pruned:  # noqa: A002 - as docker calls it
+        """Delete containers that do not run, images that nobody needs, and interrupted downloads.
+
+        Args:
+            all: also images that have names, if no container uses them; not only those without a name.
+
+        Returns:
+            What went. Volumes go with their containers.
+        """
+        from pycontainer.housekeeping import Pruned
+        from pycontainer.store import downloads
+        from pycontainer.store.usage import disk_size
+
+        parts = [self.root / name for name in ("blobs", "layers", "downloads", "containers")]
+        before = sum(map(disk_size, parts))
+        containers = self.containers.prune()
+        images = self.images.prune(all=all)
+        count = downloads.remove(self.root)
+        self._store.collect()
+        return Pruned(
+            containers=containers.containers,
+            untagged=images.untagged,
+            images=images.deleted,
+            downloads=count,
+            size=max(before - sum(map(disk_size, parts)), 0),
+        )
+
+    def check(self, *, repair: bool = False, drop: bool = False) -> CheckReport:
+        """Verify the store: blobs, layers, records and ``index.json`` against each other. All of it is read.
+
+        Others may use the store meanwhile. A layer that is a directory, not an indexed tar, is only looked for.
+
+        Args:
+            repair: make anew what can be made from the rest, and delete what is damaged, so that the next load or pull
+                of the image brings it in again.
+            drop: delete images that stay damaged, unless a container is made from them.
+
+        >>> with Engine() as engine:
+        ...     engine.check().ok
+        True
+        """
+        from pycontainer.distribution.check import check
+
+        return check(self._store, repair=repair, drop=drop)

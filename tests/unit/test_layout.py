@@ -16,12 +16,12 @@ PACKAGE = ROOT / "src/pycontainer"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 650
 PUBLIC = {
-    f"pycontainer.{name}" for name in ("engine", "errors", "image", "images", "model", "progress")
+    f"pycontainer.{name}" for name in ("engine", "errors", "housekeeping", "image", "images", "model", "progress")
 }  # what users import comes from these
 
 # From the bottom up. A module may import from levels below its own and from its own room.
 FACTS, MECHANISM, LIBRARY, DOOR, PROGRAMS = range(5)
-FACT_MODULES = {"errors", "lowers", "model", "names", "oci", "progress", "records"}
+FACT_MODULES = {"errors", "housekeeping", "lowers", "model", "names", "oci", "progress", "records"}
 MECHANISM_ROOMS = {"_ffi", "store", "runtime", "net", "distribution"}
 PROGRAM_ROOMS = {"cli", "daemon", "registry", "oci_runtime", "__main__"}
 # Mechanism rooms do not know each other, but for these.

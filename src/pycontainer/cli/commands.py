@@ -62,6 +62,9 @@ _GROUPED = {
     "image-exists": "images",
     "image-inspect": "inspect",
     "image-prune": "images",
+    "system-check": "system",
+    "system-df": "system",
+    "system-prune": "system",
 }
 _CONTAINER = {
     **{name: name for name in ("commit", "create", "diff", "export", "ps", "rename", "rm", "run", "start")},
@@ -69,6 +72,7 @@ _CONTAINER = {
     "ls": "ps",
     "prune": "container-prune",
 }
+_SYSTEM = {"check": "system-check", "df": "system-df", "info": "info", "prune": "system-prune"}
 
 
 class Commands(click.Group):
@@ -132,3 +136,4 @@ pycontainer = Commands(
 )
 pycontainer.add_command(Commands("image", _IMAGE, help="Work with images.", no_args_is_help=True))
 pycontainer.add_command(Commands("container", _CONTAINER, help="Work with containers.", no_args_is_help=True))
+pycontainer.add_command(Commands("system", _SYSTEM, help="Look after the store.", no_args_is_help=True))

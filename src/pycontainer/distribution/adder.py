@@ -82,6 +82,8 @@ class Adder:
         row = store.db.by_id(identity)
         if row is None or (source.manifest is not None and row.digest != _sha256(source.manifest)):
             return None
+        if identity not in store.blobs or row.digest not in store.blobs:
+            return None
         if not {blob.digest for blob in source.blobs} <= set(store.db.blobs(identity)):
             return None
         layers = store.db.layers(identity)

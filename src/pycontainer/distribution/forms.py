@@ -8,6 +8,7 @@ describe, the layers below say.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
@@ -119,7 +120,7 @@ def _can_mount(workspace: Path) -> bool:
 
 
 def _file_name(kind: str, name: str) -> str:
-    return f"{kind}-{name.replace(':', '-')}"
+    return f"{kind}-{name.replace(':', '-')}-{os.urandom(4).hex()}"  # a failed one may lie there
 
 
 class _Layers:
@@ -207,9 +208,9 @@ class _Indexes(_Layers):
             return rows, ""
         name = parents.chain_ids([row.diff_id for row in rows])[-1] + MERGED
         snapshots = self._store.snapshots
+        tars = [self._tar(row) for row in rows]
         with snapshots.lock(name):
             if not snapshots.has_index(name):
-                tars = [self._tar(row) for row in rows]
                 index = self._workspace / _file_name("index", name)
                 erofs.merge(tars, index, diff_ids=[row.diff_id for row in rows], limits=self._limits)
                 snapshots.publish_index(index, name)
@@ -269,7 +270,7 @@ class _Directories(_Layers):
         compression: Compression,
     ) -> tuple[Path, AppliedLayer]:
         """Unpack a blob into the workspace, marking directories that it does not describe."""
-        staged = self._store.snapshots.stage(self._workspace, name.replace(":", "-"))
+        staged = self._store.snapshots.stage(self._workspace, _file_name("tree", name))
         since = staged.stat().st_mtime_ns
         applied = apply(
             cast("IO[bytes] | Path", blob),

@@ -7,6 +7,7 @@
     oci-layout        } the root is an OCI image layout:
     index.json        } skopeo, umoci and podman read it as it is
     blobs/sha256/     }
+    downloads/        what interrupted pulls left, for a week
     layers/sha256/    layers by diff ID: an index of the plain tar, which is a blob too, or a directory
     tmp/              unfinished work, one directory per operation, each with a lock for as long as its owner lives
 
@@ -28,6 +29,7 @@ import attrs
 
 from pycontainer.errors import Conflict, NotFound, StoreError
 from pycontainer.oci.image import REF_NAME, Descriptor, Index
+from pycontainer.store import downloads
 from pycontainer.store.blobs import Blobs
 from pycontainer.store.db import Database
 from pycontainer.store.locks import CONTENT, INDEX, OPEN, FileLocks, Held, key
@@ -177,6 +179,13 @@ class Store:
         """
         self._locks.unuse(identity)
 
+    def is_in_use(self, identity: str) -> bool:
+        """Tell whether any process uses an image just now."""
+        held = self._locks.take_unused(identity)
+        if held is not None:
+            self._locks.release(held)
+        return held is None
+
     # ── containers in use ─────────────────────────────────────────────────────────────────────────────────────────
 
     def take_container(self, part: str, identity: str, *, shared: bool = False, wait: bool = True) -> Held | None:
@@ -239,6 +248,11 @@ class Store:
         self.snapshots.sync()
         self.db.put_image(row, layers, blobs)
         self.write_index()
+
+    def put_layers(self, identity: str, layers: Sequence[LayerRow], merged: str) -> None:
+        """Record where the layers of an image are now, all being there; within :meth:`adding`."""
+        self.snapshots.sync()
+        self.db.put_layers(identity, layers, merged)
 
     def put_reference(self, name: str, identity: str) -> None:
         """Let a whole reference mean an image.
@@ -341,6 +355,14 @@ class Store:
                 )
                 raise StoreError(msg) from error
 
+    def index_is_current(self) -> bool:
+        """Tell whether ``index.json`` lists what is recorded."""
+        with self._locks.hold(INDEX):
+            try:
+                return (self.root / "index.json").read_bytes() == _index(self.db.images())
+            except FileNotFoundError:
+                return False
+
     def _repair(self) -> None:
         """Delete the workspaces of dead processes, and then what they published and did not finish."""
         dead = False
@@ -355,6 +377,7 @@ class Store:
                 self._locks.release(held)
         if dead or self.db.meta("collect"):
             self.collect()
+        downloads.remove(self.root, older_than=downloads.WEEK)
         self.write_index()
 
 

@@ -123,6 +123,12 @@ class Database(Connections):
         """Return a number that is another one after somebody else, or we ourselves, changed a record."""
         return int(self.query("PRAGMA data_version")[0][0])
 
+    def damage(self) -> list[str]:
+        """Return what SQLite finds wrong in the file, see the pragmas integrity_check and foreign_key_check."""
+        found = [row[0] for row in self.query("PRAGMA integrity_check")]
+        found = [text for text in found if text != "ok"]
+        return found + [f"a row of {row[0]} refers to nothing" for row in self.query("PRAGMA foreign_key_check")]
+
     def meta(self, key: str) -> str | None:
         """Return a remembered value."""
         rows = self.query("SELECT value FROM meta WHERE key = ?", (key,))
@@ -151,14 +157,25 @@ class Database(Connections):
                 "merged = excluded.merged",
                 (row.id, row.digest, row.media_type, row.manifest_size, row.added, row.mounts, row.merged),
             )
-            tx.execute("DELETE FROM image_layers WHERE image_id = ?", (row.id,))
-            tx.executemany(
-                f"INSERT INTO image_layers (image_id, position, {_LAYER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
-                [(row.id, number, *attrs.astuple(layer)) for number, layer in enumerate(layers)],
-            )
+            _put_layers(tx, row.id, layers)
             for name in row.references:
                 _put_reference(tx, name, row.id)
             _put_digests(tx, row.id, row.digests, blobs)
+
+    def put_layers(self, identity: str, layers: Iterable[LayerRow], merged: str) -> bool:
+        """Record where the layers of an image are now; return whether the image is there.
+
+        Args:
+            identity: the image.
+            layers: the same layers, the lowest first.
+            merged: the snapshot for all of them, or ``""``.
+        """
+        with self.transaction() as tx:
+            if not tx.execute("UPDATE images SET merged = ? WHERE id = ?", (merged, identity)).rowcount:
+                return False
+            _put_layers(tx, identity, layers)
+            _put_meta(tx, "collect", "1")  # of the former form something may be left
+            return True
 
     def put_digests(self, identity: str, digests: Iterable[str], blobs: Iterable[str] = ()) -> bool:
         """Record that an image was pulled or pushed as these.
@@ -300,6 +317,14 @@ class Database(Connections):
         """Forget a container; return whether it was there."""
         with self.transaction() as tx:
             return tx.execute("DELETE FROM containers WHERE id = ?", (identity,)).rowcount > 0
+
+
+def _put_layers(tx: sqlite3.Connection, identity: str, layers: Iterable[LayerRow]) -> None:
+    tx.execute("DELETE FROM image_layers WHERE image_id = ?", (identity,))
+    tx.executemany(
+        f"INSERT INTO image_layers (image_id, position, {_LAYER}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        [(identity, number, *attrs.astuple(layer)) for number, layer in enumerate(layers)],
+    )
 
 
 def _put_reference(tx: sqlite3.Connection, name: str, identity: str) -> None:

@@ -261,3 +261,29 @@ def test_names_of_containers_are_unique(db: Database) -> None:
     assert db.rename_container("e" * 64, "third")
     assert db.container("other") is None
     assert not db.rename_container("f" * 64, "fourth")
+
+
+class Interrupted:
+    """A connection, and a Ctrl-C just when a transaction has begun."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._connection.in_transaction
+
+    def execute(self, sql: str) -> None:
+        self._connection.execute(sql)
+        if sql.startswith("BEGIN"):
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_when_a_transaction_has_begun(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert db._writer is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(db, "_writer", Interrupted(db._writer))
+        with pytest.raises(KeyboardInterrupt):
+            db.put_meta("one", "1")
+    db.put_meta("two", "2")
+    assert (db.meta("one"), db.meta("two")) == (None, "2")

@@ -89,6 +89,7 @@ class Store:
         try:
             with locks.hold(OPEN):
                 _make_layout(root)
+                _check_records(root)
                 database = Database(root / "state.db")
             store = cls(root, locks, database)
         except BaseException:
@@ -410,6 +411,17 @@ def _make_layout(root: Path) -> None:
     except OSError as error:
         msg = f"cannot make the store: {error.filename}: {error.strerror}"
         raise StoreError(msg) from error
+
+
+def _check_records(root: Path) -> None:
+    """Refuse content without records: as that of no image, it would be deleted."""
+    path = root / "state.db"
+    if (not path.exists() or path.stat().st_size == 0) and next(root.glob("blobs/*/*"), None) is not None:
+        msg = (
+            f"the store {root} has content, and {path} has no records of it: put state.db back, or move the directory "
+            "away and load it, which is an OCI image layout"
+        )
+        raise StoreError(msg)
 
 
 def _index(rows: Sequence[ImageRow]) -> bytes:

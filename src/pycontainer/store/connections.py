@@ -106,13 +106,9 @@ class Connections:
             if writer is None:
                 with self._read_lock:
                     writer = self._reopen()[1]
-            writer.execute("BEGIN IMMEDIATE")
             try:
+                writer.execute("BEGIN IMMEDIATE")  # an interrupt comes at once when it has begun
                 yield writer
-            except BaseException:
-                writer.execute("ROLLBACK")
-                raise
-            try:
                 writer.execute("COMMIT")
             except BaseException:
                 if writer.in_transaction:

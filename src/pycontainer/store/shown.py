@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, NamedTuple
 
+from pycontainer.errors import StoreError
 from pycontainer.lowers import Lower
 from pycontainer.store.views import Views
 
@@ -85,7 +86,7 @@ class Shown:
             for name, tars in self._parts(identity):
                 if not self._snapshots.has_index(name):
                     # Overlay refuses what comes twice. The topmost wins: it has all that the lower one shows.
-                    path = str(self._snapshots.path(name))
+                    path = self._directory(name)
                     lowers.setdefault(path, Lower(path))
                 elif name not in views:
                     lower = self._views.open(name, self._snapshots.index(name), [self._blobs.path(tar) for tar in tars])
@@ -95,6 +96,12 @@ class Shown:
             self._close(_Image((), tuple(views)))
             raise
         return _Image(tuple(lowers.values()), tuple(views))
+
+    def _directory(self, name: str) -> str:
+        if not self._snapshots.has_directory(name):
+            msg = f"the layer {name} is missing in the store; run pycontainer system check --repair"
+            raise StoreError(msg)
+        return str(self._snapshots.path(name))
 
     def _parts(self, identity: str) -> list[tuple[str, list[str]]]:
         """Return the snapshots of an image and the tars that each points into, the topmost first."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pycontainer import Conflict, Engine
-from pycontainer.store import downloads
+from pycontainer import Conflict, Engine, Unsupported
+from pycontainer.store import downloads, views
 from pycontainer.store.usage import disk_size
 from tests.archives import docker_archive, folder, member, oci_layout, tar
 
@@ -181,6 +181,27 @@ def test_what_belongs_to_nobody_and_a_wrong_index(engine: Engine, tmp_path: Path
     assert engine.check().problems == ()
     assert len(json.loads((root / "index.json").read_text())["manifests"]) == 1
     assert engine.disk_usage().unreferenced == 0
+
+
+def test_a_check_finds_out_what_the_kernel_mounts(
+    tmp_path: Path, base_layer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine(root=tmp_path / "store") as engine:
+        image = load_gzip(engine, tmp_path, [base_layer], "one")
+        if not store_of(engine).indexed:
+            pytest.skip("this kernel mounts no erofs from files here")
+    monkeypatch.setattr(views.Views, "open", unable)
+    with Engine(root=tmp_path / "store") as engine:
+        with pytest.raises(Unsupported, match="system check --repair"):
+            engine.run(image, ["cat", "etc/file"], network="none")
+        assert kinds(engine.check()) == {"layer"}
+        assert engine.check(repair=True).ok
+        assert cat(engine, image, "etc/file") == b"content"
+
+
+def unable(_self: object, _name: str, index: Path, _devices: object) -> str:
+    msg = f"mount the layer {index}: this kernel has no erofs; pycontainer system check --repair unpacks the layers"
+    raise Unsupported(msg)
 
 
 def test_a_store_is_taken_to_a_kernel_without_erofs(tmp_path: Path, base_layer: bytes) -> None:

@@ -60,6 +60,7 @@ class _Checker:
     def __init__(self, store: Store, workspace: Path) -> None:
         self._store = store
         self._workspace = workspace
+        self._form = choose_form(store, workspace, LayerLimits())  # finds out what this kernel mounts
         self._good: dict[str, bool] = {}  # by digest: whether a blob is there and right
         self.problems: list[Problem] = []
         self.images = 0
@@ -150,7 +151,7 @@ class _Checker:
             self._check_index(layer.snapshot, [layer.diff_id], row.id)
         elif not snapshots.has_directory(layer.snapshot):
             self._note("layer", layer.snapshot, "it is missing", row.id)
-        if self._store.indexed is False and indexed:
+        if indexed and not self._store.indexed:
             self._note("layer", layer.snapshot, "this kernel cannot mount its index", row.id)
 
     def _check_merged(self, row: ImageRow) -> None:
@@ -189,12 +190,11 @@ class _Checker:
         store = self._store
         for problem in self.problems:
             self._delete_damaged(problem)
-        form = choose_form(store, self._workspace, LayerLimits())
         broken: set[str] = set()
         for row in store.db.images():
             layers = store.db.layers(row.id)
             try:
-                rows, merged = form.join(layers)
+                rows, merged = self._form.join(layers)
             except (FileNotFoundError, Error):
                 broken.add(row.id)  # its blobs are gone: told already
                 continue

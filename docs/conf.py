@@ -49,8 +49,10 @@ doctest_global_setup = f"""
 AS_ROOT = {AS_ROOT}
 if AS_ROOT:
     import pathlib
+    import pycontainer.engine
     from pycontainer import *
     scratch = pathlib.Path({SCRATCH.name!r})
+    pycontainer.engine.default_root = lambda: scratch / "default"  # the reader's own is not for examples
     opened = engine = Engine(scratch / "store")
     image = engine.images.host()
 """

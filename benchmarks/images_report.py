@@ -189,6 +189,13 @@ def plot(results: Mapping[str, Any], path: Path) -> str | None:
     return None
 
 
+def _disturbed(machine: Mapping[str, Any]) -> str:
+    """Return a warning when other work took processors away."""
+    if machine["load_before"] <= machine["processors"] / 2:
+        return ""
+    return " **Other work took the processors meanwhile: times are too long, and ratios are rough.**"
+
+
 def markdown(results: Mapping[str, Any]) -> str:
     """Return the page that is kept with the source."""
     text = io.StringIO()
@@ -205,7 +212,7 @@ def markdown(results: Mapping[str, Any]) -> str:
                 f"Taken {results['taken']} by `python -m benchmarks.images` in {results['seconds'] / 60:.0f} min. "
                 f"{machine['processors']} processors ({machine['processor']}), kernel {machine['kernel']}, "
                 f"{machine['system']}, Python {machine['python']}; load {machine['load_before']} before, "
-                f"{machine['load_after']} after."
+                f"{machine['load_after']} after." + _disturbed(machine)
             ),
             "",
             "![plot](images.svg)",

@@ -11,7 +11,7 @@ group() {
     case $1 in
     build) echo "gcc=gcc header:Python.h=python3-dev module:ensurepip=python3-venv libc:static=libc6-dev" ;;
     images) echo "mmdebstrap=mmdebstrap busybox=busybox-static" ;;
-    peers) echo "skopeo=skopeo umoci=umoci podman=podman buildah=buildah crun=crun runc=runc bwrap=bubblewrap setfattr=attr setcap=libcap2-bin fsck.erofs=erofs-utils bzip2=bzip2 zstd=zstd docker=docker.io docker-registry=docker-registry openssl=openssl" ;;
+    peers) echo "skopeo=skopeo umoci=umoci podman=podman buildah=buildah crun=crun runc=runc bwrap=bubblewrap setfattr=attr setcap=libcap2-bin fsck.erofs=erofs-utils bzip2=bzip2 zstd=zstd docker=docker.io docker-registry=docker-registry dpkg:golang-github-opencontainers-image-spec-dev=golang-github-opencontainers-image-spec-dev openssl=openssl" ;;
     vm) echo "qemu-system-x86_64=qemu-system-x86 mkfs.ext4=e2fsprogs mmdebstrap=mmdebstrap cpio=cpio xz=xz-utils" ;;
     lint) echo "clang=clang" ;;
     cross) echo "aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu dpkg:libc6-dev-arm64-cross=libc6-dev-arm64-cross" ;;

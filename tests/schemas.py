@@ -1,4 +1,4 @@
-"""The JSON schemas of the OCI image specification, where there is a copy of them."""
+"""The JSON schemas of the OCI image specification, from a copy beside the project or from Debian's package."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ import pytest
 
 __all__ = ["validate"]
 
-SCHEMAS = Path(__file__).parents[2] / "shared/spec/image"
+PLACES = [
+    Path(__file__).parents[2] / "shared/spec/image",
+    Path(
+        "/usr/share/gocode/src/github.com/opencontainers/image-spec/schema"
+    ),  # golang-github-opencontainers-image-spec-dev
+]
 
 
 def validate(name: str, data: bytes) -> None:
     """Check a document against a schema, such as ``image-manifest-schema.json``; skip the test without schemas."""
     jsonschema = pytest.importorskip("jsonschema")
-    if not SCHEMAS.is_dir():
-        pytest.skip(f"no schemas of the image specification in {SCHEMAS}")
+    directory = next((path for path in PLACES if path.is_dir()), None)
+    if directory is None:
+        pytest.skip(f"no schemas of the image specification in {' or '.join(map(str, PLACES))}")
     store: dict[str, Any] = {}
-    for path in SCHEMAS.glob("*.json"):
+    for path in directory.glob("*.json"):
         schema = json.loads(path.read_text())
         store[path.name] = store["https://opencontainers.org/schema/" + path.name] = schema
         store["https://opencontainers.org/schema/image/" + path.name] = schema

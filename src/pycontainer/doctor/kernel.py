@@ -144,6 +144,14 @@ PROBED: tuple[Wanted, ...] = (
         status="warning",
     ),
     Wanted(
+        name="indexed layers",
+        probe="erofs-file",
+        good="erofs mounts from files of the store's file system",
+        costs="layers are unpacked file by file: pulls and loads are slower; loop devices may do instead",
+        remedy="Linux 6.12 or newer, modprobe erofs; move the store from tmpfs to ext4, xfs or btrfs with --root",
+        status="warning",
+    ),
+    Wanted(
         name="types of directory entries",
         probe="entry-types",
         good="the store's file system tells them",

@@ -74,3 +74,15 @@ def test_a_consumer_that_does_not_read_does_not_block() -> None:
     lane = Lane(lambda _stream: "done")
     feed(produce_much, lane)
     assert lane.result() == "done"
+
+
+def test_lanes_that_never_began_have_no_threads() -> None:
+    def interrupted(_write: Callable[[bytes], object]) -> None:
+        raise KeyboardInterrupt
+
+    Lane(read_all)  # and an interrupt before it is fed
+    lane = Lane(read_all)
+    with pytest.raises(KeyboardInterrupt):
+        feed(interrupted, lane)
+    lane.end(abandoned=True)
+    assert not [thread for thread in threading.enumerate() if thread.name == "pycontainer-lane"]

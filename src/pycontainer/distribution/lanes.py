@@ -1,4 +1,8 @@
-"""Give one stream to several consumers at the same time, each in a thread of its own, with bounded memory."""
+"""Give one stream to several consumers at the same time, each in a thread of its own, with bounded memory.
+
+An interrupt may come in the middle of any line, also of the standard library's. Therefore the queues are of the kind
+that is written in C: one of :class:`queue.Queue` may be left so that its reader waits for ever.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +27,19 @@ class Abandoned(Exception):
 class _Stream:
     """What a consumer reads from: at most as much as it asks for."""
 
-    def __init__(self, chunks: queue.Queue[bytes | None]) -> None:
-        self._chunks = chunks
+    def __init__(self) -> None:
+        self.chunks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(_DEPTH):
+            self.room.put(None)
         self._rest = memoryview(b"")
         self.ended = False
         self.abandoned = False
 
     def read(self, size: int) -> bytes:
         while not self._rest and not self.ended:
-            chunk = self._chunks.get()
+            chunk = self._next()
             if chunk is None:
-                self.ended = True
                 if self.abandoned:
                     msg = "there is no more to read: the producer failed"
                     raise Abandoned(msg)
@@ -42,25 +48,33 @@ class _Stream:
         piece, self._rest = self._rest[:size], self._rest[size:]
         return bytes(piece)
 
+    def _next(self) -> bytes | None:
+        chunk = self.chunks.get()
+        self.room.put(None)
+        self.ended = chunk is None
+        return chunk
+
     def drain(self) -> None:
         while not self.ended:
-            self.ended = self._chunks.get() is None
+            self._next()
 
 
 class Lane(Generic[_T]):
     """A consumer: reads a binary stream to its end and returns something.
 
     Args:
-        consume: is called in a new thread with the stream.
+        consume: is called in a new thread with the stream, when :func:`feed` begins.
     """
 
     def __init__(self, consume: Callable[[IO[bytes]], _T]) -> None:
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(_DEPTH)
-        self._stream = _Stream(self._chunks)
+        self._stream = _Stream()
         self._consume = consume
         self._result: _T | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="pycontainer-lane", daemon=True)
+
+    def start(self) -> None:
+        """Start the consumer."""
         self._thread.start()
 
     def _run(self) -> None:
@@ -78,13 +92,15 @@ class Lane(Generic[_T]):
         """
         if self._error is not None:
             raise self._error
-        self._chunks.put(chunk)
+        self._stream.room.get()
+        self._stream.chunks.put(chunk)
 
     def end(self, *, abandoned: bool = False) -> None:
-        """Say that there is no more, and wait for the consumer."""
+        """Say that there is no more, and wait for the consumer; a second call does no harm."""
         self._stream.abandoned = abandoned
-        self._chunks.put(None)
-        self._thread.join()
+        self._stream.chunks.put(None)
+        if self._thread.ident is not None:  # it was started
+            self._thread.join()
 
     def result(self) -> _T:
         """Return what the consumer returned, after :meth:`end`; raise what it raised."""
@@ -122,11 +138,13 @@ def feed(produce: Callable[[Callable[[bytes], object]], object], *lanes: Lane[An
             lane.put(chunk)
 
     try:
+        for lane in lanes:
+            lane.start()
         produce(write)
         flush()
+        for lane in lanes:
+            lane.end()
     except BaseException:
         for lane in lanes:
             lane.end(abandoned=True)
         raise
-    for lane in lanes:
-        lane.end()

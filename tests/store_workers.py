@@ -9,6 +9,7 @@ between two of them, and falls there again.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import select
@@ -66,6 +67,9 @@ class Worker:
             line = self._lines.readline()
         except ConnectionResetError:  # it died before it had read the command
             line = b""
+        except TimeoutError:
+            self.signal(signal.SIGABRT)  # it shows where its threads are, see faulthandler
+            raise
         if not line:
             return Answer("killed")
         answer = json.loads(line)
@@ -137,6 +141,7 @@ def _bear() -> None:
     import pycontainer.distribution.save
     import pycontainer.runner  # noqa: F401 - for all workers
 
+    faulthandler.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     link = socket.socket(fileno=int(sys.argv[1]))
     while True:
@@ -266,6 +271,12 @@ class _Work:
 
     def _do_remove(self, name: str, *, force: bool) -> None:
         self._images.remove(name, force=force)
+
+    def _do_create(self, name: str, other: str) -> None:
+        self._opened.containers.create(name, ["/bin/busybox", "true"], name=other, pull="never")
+
+    def _do_delete(self, other: str) -> None:
+        self._opened.containers.remove(other)
 
     def _do_prune(self, *, all: bool) -> list[str]:  # noqa: A002 - as the engine calls it
         return list(self._images.prune(all=all).deleted)

@@ -164,10 +164,11 @@ def stock(tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path) -> Ite
 
 
 class State(NamedTuple):
-    """What a store holds: which image each name means, and the ids of all images."""
+    """What a store holds: which image each name means, the ids of all images, containers with their images."""
 
-    names: frozenset[tuple[str, str]]
-    ids: frozenset[str]
+    names: frozenset[tuple[str, str]] = frozenset()
+    ids: frozenset[str] = frozenset()
+    containers: frozenset[tuple[str, str]] = frozenset()
 
     def find(self, name: str) -> str | None:
         """Return the id that a name or an id means."""
@@ -175,10 +176,11 @@ class State(NamedTuple):
 
     def add(self, identity: str, name: str) -> State:
         others = {pair for pair in self.names if pair[0] != name}
-        return State(frozenset(others | {(name, identity)}), self.ids | {identity})
+        return self._replace(names=frozenset(others | {(name, identity)}), ids=self.ids | {identity})
 
     def without(self, identity: str) -> State:
-        return State(frozenset(pair for pair in self.names if pair[1] != identity), self.ids - {identity})
+        names = frozenset(pair for pair in self.names if pair[1] != identity)
+        return self._replace(names=names, ids=self.ids - {identity})
 
 
 @attrs.frozen
@@ -191,20 +193,27 @@ class Step:
 
     def apply(self, state: State, held: Sequence[str]) -> tuple[State, str]:
         """Return the state after it, and how it ends: ``"ok"`` or the code of an error."""
+        held = [*held, *(image for _, image in state.containers)]
         if self.kind == "add":
             return state.add(self.other, self.name), "ok"
+        if self.kind == "delete":
+            left = frozenset(pair for pair in state.containers if pair[0] != self.name)
+            return state._replace(containers=left), "ok" if left != state.containers else "not-found"
         if self.kind == "prune":
             named = any(identity == self.name for _, identity in state.names)
             stays = self.name in held or (named and self.other != "all")
             return (state if stays else state.without(self.name)), "ok"
         identity = state.find(self.name)
-        if identity is None:
-            return state, "not-found"
+        return (state, "not-found") if identity is None else self._apply_to(identity, state, held)
+
+    def _apply_to(self, identity: str, state: State, held: Sequence[str]) -> tuple[State, str]:
         if self.kind == "tag":
             return state.add(identity, self.other), "ok"
-        if self.kind == "remove":
-            return self._remove(state, identity, held)
-        return state, "ok"
+        if self.kind == "create":
+            if self.other in dict(state.containers):
+                return state, "conflict"
+            return state._replace(containers=state.containers | {(self.other, identity)}), "ok"
+        return self._remove(state, identity, held) if self.kind == "remove" else (state, "ok")
 
     def _remove(self, state: State, identity: str, held: Sequence[str]) -> tuple[State, str]:
         names = [pair for pair in state.names if pair[1] == identity]
@@ -224,21 +233,22 @@ def whole(name: str) -> str:
 def steps_of(command: Command, stock: Stock) -> list[Step]:
     """Return the parts of a command."""
     kind = command["do"]
-    if kind == "load":
-        return [Step("add", whole(command["name"]), stock.ids[stock.archives[command["path"]]])]
     if kind == "load_all":
         return [Step("add", name, stock.ids[letter]) for name, letter in stock.several[1]]
-    if kind == "import":
-        return [Step("add", whole(command["name"]), stock.ids[stock.trees[command["path"]]])]
-    if kind == "pull":
-        return [Step("add", command["name"], stock.ids[stock.pulled[command["name"]]])]
-    if kind == "tag":
-        return [Step("tag", whole(command["name"]), whole(command["other"]))]
-    if kind == "remove":
-        return [Step("remove", whole(command["name"]), "force" if command["force"] else "")]
     if kind == "prune":
         return [Step("prune", identity, "all" if command["all"] else "") for identity in stock.ids.values()]
-    return [Step("use", whole(command["name"]))] if "name" in command else []
+    if kind == "delete":
+        return [Step("delete", command["other"])]
+    name = whole(command["name"])
+    if kind in ("load", "import"):
+        return [Step("add", name, stock.ids[{**stock.archives, **stock.trees}[command["path"]]])]
+    if kind == "pull":
+        return [Step("add", name, stock.ids[stock.pulled[name]])]
+    if kind == "remove":
+        return [Step("remove", name, "force" if command["force"] else "")]
+    if kind == "tag":
+        return [Step("tag", name, whole(command["other"]))]
+    return [Step("create", name, command["other"]) if kind == "create" else Step("use", name)]
 
 
 @attrs.frozen
@@ -295,7 +305,7 @@ def allowed(state: State, done: Sequence[Done], held: Sequence[str]) -> set[Stat
 
 
 def _uses(item: Done) -> bool:
-    return any(step.kind == "use" for step in item.steps)
+    return any(step.kind in ("use", "create") for step in item.steps)
 
 
 def _collide(item: Done, other: Done) -> bool:
@@ -328,7 +338,11 @@ names = st.sampled_from(_LOCAL)
 def commands(draw: st.DrawFn) -> Command:
     """Give commands; what depends on the stock is chosen by number."""
     often = ["load"] * 3 + ["remove"] * 3
-    kind = draw(st.sampled_from([*often, "pull", "tag", "load_all", "import", "save", "run", "prune"]))
+    kind = draw(
+        st.sampled_from(
+            [*often, "pull", "tag", "load_all", "import", "save", "run", "prune", "create", "create", "delete"]
+        )
+    )
     choice = draw(st.integers(0, 99))
     if kind in ("load", "import"):
         return {"do": kind, "choice": choice, "name": draw(names)}
@@ -336,6 +350,8 @@ def commands(draw: st.DrawFn) -> Command:
         return {"do": kind, "choice": choice, "other": draw(names)}
     if kind == "remove":
         return {"do": kind, "choice": choice, "force": draw(st.booleans())}
+    if kind in ("create", "delete"):
+        return {"do": kind, "choice": choice, "other": draw(st.sampled_from(["one", "two"]))}
     if kind == "prune":
         return {"do": kind, "choice": choice, "all": draw(st.booleans())}
     if kind == "save":
@@ -381,7 +397,7 @@ class Life:
         Store.open(self.root).close()
         self.workers: dict[int, Worker] = {}
         self.held: dict[int, list[str]] = {}
-        self.states = {State(frozenset(), frozenset())}
+        self.states = {State()}
         self.log: list[str] = []
 
     def __enter__(self) -> Self:
@@ -445,7 +461,7 @@ class Life:
             return command | {"path": sources[kind][choice % len(sources[kind])]}
         if kind == "pull":
             return command | {"name": list(self.stock.pulled)[choice % len(self.stock.pulled)]}
-        if kind == "prune":
+        if kind in ("prune", "delete"):
             return command
         if kind == "save":
             command["target"] = str(self.saved / "archive.tar")
@@ -533,7 +549,8 @@ class Life:
             assert look(store, row.id) == self.stock.shown[row.id]
         assert {image.id for image in Images(store).list()} == {row.id for row in rows}
         pairs = frozenset((name, row.id) for row in rows for name in row.references)
-        return State(pairs, frozenset(row.id for row in rows))
+        containers = frozenset((row.name, row.image_id) for row in store.db.containers())
+        return State(pairs, frozenset(row.id for row in rows), containers)
 
     def _check_end(self) -> None:
         for number in list(self.workers):
@@ -542,6 +559,11 @@ class Life:
         with Engine(self.root) as engine:
             for image in engine.images:
                 assert engine.run(image, ["/bin/busybox", "true"]).ok
+            made = {container.id for container in engine.containers.list()}
+            assert {path.name for path in (self.root / "containers").glob("*") if path.is_dir()} == made
+            assert engine.check().ok, engine.check()
+            engine.prune()
+            assert list(self.root.glob("downloads/*")) == []
         check_nothing_else(self.root)
         deadline = time.monotonic() + 10
         while users_of(self.root) and time.monotonic() < deadline:  # what cleans up after the dead is on its way

@@ -23,6 +23,7 @@ from pycontainer.errors import Conflict, ImageError, InvalidReference, NotFound,
 from pycontainer.images import Images
 from pycontainer.model import ImageConfig
 from pycontainer.store import Store
+from pycontainer.store.locks import INDEX
 from tests.trees import describe
 
 if TYPE_CHECKING:
@@ -311,6 +312,7 @@ def test_an_image_in_use_stays(images: Images, store: Store, tree: Path, root: P
 CHILD = """
 import sys
 from pycontainer.store import Store
+from pycontainer.store.locks import INDEX
 store = Store.open(sys.argv[1])
 store.acquire(sys.argv[2])
 print("ready", flush=True)
@@ -430,6 +432,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 LOAD = """
 import sys
 from pycontainer.store import Store
+from pycontainer.store.locks import INDEX
 from pycontainer.images import Images
 print("ready", flush=True)
 with Store.open(sys.argv[1]) as store:
@@ -532,3 +535,10 @@ def test_a_name_with_a_digest_cannot_be_given(images: Images, tree: Path) -> Non
     with pytest.raises(ValueError, match="a tag, not a digest"):
         images.import_rootfs(tree, reference="app@sha256:" + "0" * 64)
     assert images.list() == []
+
+
+def test_a_lock_that_an_interrupt_made_unknown_is_let_go(store: Store, tree: Path) -> None:
+    lock = store._locks.take(INDEX)
+    assert lock is not None
+    del lock  # as when an interrupt comes between the lock and the block that releases it
+    assert Images(store).import_rootfs(tree, reference="app:1").references == ("app:1",)

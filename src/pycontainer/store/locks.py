@@ -14,6 +14,7 @@ import os
 import struct
 import threading
 import time
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,7 @@ class FileLocks:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._held: set[Held] = set()
+        self._held: weakref.WeakSet[Held] = weakref.WeakSet()  # one that an interrupt made unknown is dropped
         self._uses: dict[str, tuple[int, int]] = {}  # name -> (byte, count); one descriptor carries all of them
         self._uses_lock = threading.Lock()
         self._uses_fd = self._open()
@@ -196,9 +197,9 @@ class FileLocks:
 
     def after_fork(self) -> None:
         """Give up the parent's locks in a forked child, without taking them from the parent."""
-        for held in self._held:
+        for held in list(self._held):
             held.abandon()
-        self._held = set()
+        self._held = weakref.WeakSet()
         self._uses = {}
         self._uses_lock = threading.Lock()
         if self._uses_fd >= 0:

@@ -24,7 +24,7 @@ def attack_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def jail(tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path, attack_program: Path) -> Iterator[Jail]:
+def built_jail(tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path, attack_program: Path) -> Iterator[Jail]:
     """Give a container under attack, on an engine that has started its keeper."""
     from pycontainer import Engine
 
@@ -33,6 +33,17 @@ def jail(tmp_path_factory: pytest.TempPathFactory, busybox_rootfs: Path, attack_
         made = jails.build(engine, busybox_rootfs, attack_program, scratch)
         made.run("/bin/true")
         yield made
+
+
+@pytest.fixture
+def jail(built_jail: Jail) -> Iterator[Jail]:
+    """Give the container under attack; images that a test makes of it go with the test, and their mounts with them."""
+    images = built_jail.engine.images
+    before = {image.id for image in images.list()}
+    yield built_jail
+    for image in images.list():
+        if image.id not in before:
+            images.remove(image.id, force=True)
 
 
 @pytest.fixture(scope="session")

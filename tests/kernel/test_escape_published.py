@@ -98,7 +98,7 @@ def test_cve_2019_5736_the_init_of_later_containers_is_not_damaged_either(
 
 
 @pytest.fixture(scope="module")
-def with_python(jail: Jail) -> Image:
+def with_python(built_jail: Jail) -> Image:
     """Give an image in which the interpreter of this program would find its libraries."""
     interpreter = Path("/proc/self/exe").resolve()
     listed = subprocess.run(["ldd", interpreter], capture_output=True, text=True, check=True).stdout
@@ -114,7 +114,9 @@ def with_python(jail: Jail) -> Image:
             (tree / name).chmod(0o755)
         (tree / "link").symlink_to("/proc/self/exe")
 
-    return jail.variant("with-python", change)
+    image = built_jail.variant("with-python", change)
+    built_jail.run("/bin/true", image=image)  # its mount lasts
+    return image
 
 
 @pytest.mark.parametrize("init", [False, True], ids=["", "with-init"])

@@ -25,10 +25,10 @@ TWO_RANGES: dict[str, Any] = {"userns": [IdMap(0, 200_000, 1000), IdMap(1000, 30
 
 
 @pytest.fixture(scope="module", autouse=True)
-def warm(jail: Jail) -> None:
+def warm(built_jail: Jail) -> None:
     """Have the engine make what it keeps for each map of ids, so that no test is blamed for it."""
     for options in (MAPPED, TWO_RANGES):
-        jail.run("/bin/true", **options)
+        built_jail.run("/bin/true", **options)
 
 
 @pytest.fixture

@@ -153,6 +153,7 @@ _STEP_HINTS = (  # by how the step's name starts
     ("open the source of a bind mount", "it must exist on the host; create it first"),
     ("mount bind on /proc/", "mounts over files of /proc are refused: they could lead writes of the host astray"),
     ("mount bind on", "a directory goes over a directory, a file over a file"),
+    ("set the AppArmor profile", "it must be loaded: apparmor_parser --replace FILE; see aa-status"),
     ("set RLIMIT", "raising a hard limit takes CAP_SYS_RESOURCE"),
     ("start the process", "perhaps the memory limit is too small for the start itself"),
 )

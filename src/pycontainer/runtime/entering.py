@@ -73,6 +73,7 @@ def enter(
         inside = at == plan.SYNC_START_CONTAINER
         if inside:
             start.cgroups.add_join(made, start.cgroup, start.spec.linux.resources, plan.shared_guard(start))
+            made.mark_early()  # one is born into a group of version 2
         for kind in _ORDER:
             if kind in fds:
                 label = f"join the {kind} namespace of the container"

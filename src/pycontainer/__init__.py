@@ -9,7 +9,7 @@ b'hello\n'
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pycontainer.container import Container, ContainerState
+    from pycontainer.container import Container
     from pycontainer.containers import Containers, PrunedContainers
     from pycontainer.distribution.catalog import SearchResult
     from pycontainer.distribution.hosts import Registries
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pycontainer.launch import Namespace
     from pycontainer.model import (
         Change,
+        ContainerState,
         Device,
         IdMap,
         ImageConfig,
@@ -119,7 +120,7 @@ __all__ = [
 # Where each name is; errors where none is told. What a program uses is loaded when it first asks for it.
 _HOMES = {
     "Container": "container",
-    "ContainerState": "container",
+    "ContainerState": "model",
     "Containers": "containers",
     "Engine": "engine",
     **dict.fromkeys(("HistoryEntry", "Image", "ImageDetails", "RemovedImages"), "image"),

@@ -210,7 +210,7 @@ class Hooks:
             except StartError as error:
                 warnings.warn(str(error), RuntimeWarning, stacklevel=2)
 
-    def _run(self, hooks: Sequence[oci.Hook], status: str, pid: int | None) -> None:
+    def _run(self, hooks: Sequence[oci.Hook], status: oci.Status, pid: int | None) -> None:
         """Run hooks on the host."""
         for hook in hooks:
             env = dict(text.partition("=")[::2] for text in hook.env)
@@ -231,7 +231,7 @@ class Hooks:
                 raise StartError("run the hook", hook.path, error.errno or 0) from error
             _check(hook, done.returncode, done.stderr or done.stdout)
 
-    def _run_inside(self, hooks: Sequence[oci.Hook], status: str, pid: int, moment: int) -> None:
+    def _run_inside(self, hooks: Sequence[oci.Hook], status: oci.Status, pid: int, moment: int) -> None:
         """Run hooks in the namespaces of the container, whose first process is parked."""
         state = _state(self._bundle, self._start.container_id, status, entering.inner_pid(pid))
         for hook in hooks:
@@ -255,11 +255,11 @@ class Hooks:
                 _check(hook, -ended.signal or ended.status, streams.captured("stderr") or streams.captured("stdout"))
 
 
-def _state(bundle: Bundle, container_id: str, status: str, pid: int | None) -> bytes:
+def _state(bundle: Bundle, container_id: str, status: oci.Status, pid: int | None) -> bytes:
     """Return what hooks and listeners are told of a container (runtime.md, "State")."""
     state = oci.State(
         id=container_id,
-        status=status,  # type: ignore[arg-type]
+        status=status,
         pid=pid,
         bundle=str(bundle.path),
         annotations=bundle.spec.annotations,

@@ -23,16 +23,15 @@ if TYPE_CHECKING:
 
     from pycontainer.image import Image
     from pycontainer.images import Images
-    from pycontainer.model import Mount, Result, Size
+    from pycontainer.model import ContainerState, Mount, Result, Size
     from pycontainer.progress import Progress
     from pycontainer.runner import Runner
     from pycontainer.running import Running
     from pycontainer.store import ContainerRow, Store
     from pycontainer.streams import Input, Output
 
-__all__ = ["Container", "ContainerState"]
+__all__ = ["Container"]
 
-ContainerState = Literal["created", "running", "exited"]
 _SHORT = 12
 _KILLED = 137  # 128 and SIGKILL: what ends a run that is cut off
 _NOT_FOUND, _NOT_EXECUTABLE, _NOT_STARTED = 127, 126, 128
@@ -152,7 +151,7 @@ class Container:
     @property
     def state(self) -> ContainerState:
         """``"created"``, ``"running"`` or ``"exited"``."""
-        return self._row().state  # type: ignore[return-value] # nothing else is recorded
+        return self._row().state
 
     @property
     def exit_code(self) -> int | None:

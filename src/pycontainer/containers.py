@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from pycontainer.container import Container, ContainerState
+from pycontainer.container import Container
 from pycontainer.errors import Conflict, NotFound
 from pycontainer.kept import Kept, remove_directory
 from pycontainer.launch import Options, full_command
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pycontainer.image import Image
     from pycontainer.images import Images
     from pycontainer.launch import Namespace
-    from pycontainer.model import Device, IdMap, Mount, Rlimit, Size
+    from pycontainer.model import ContainerState, Device, IdMap, Mount, Rlimit, Size
     from pycontainer.runner import Runner
     from pycontainer.store import Store
 

@@ -15,6 +15,7 @@ from pycontainer.records import Record
 
 __all__ = [
     "Change",
+    "ContainerState",
     "Device",
     "IdMap",
     "ImageConfig",
@@ -149,6 +150,7 @@ def _check_range(name: str, value: float | None, low: float, high: float) -> Non
         raise ValueError(msg)
 
 
+ContainerState: TypeAlias = Literal["created", "running", "exited"]
 Propagation: TypeAlias = Literal["private", "rprivate", "slave", "rslave", "shared", "rshared"]
 
 

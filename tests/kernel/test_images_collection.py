@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from pycontainer.model import ContainerState
+
 LAYERS = [tar(member("a", b"a" * 1000)), tar(member("b", b"b" * 3000))]
 
 
@@ -52,7 +54,7 @@ def load(images: Images, tmp_path: Path, name: str | None, layers: list[bytes], 
     return images.load(path).id
 
 
-def use(store: Store, image: str, state: str = "exited") -> None:
+def use(store: Store, image: str, state: ContainerState = "exited") -> None:
     store.db.put_container(ContainerRow("c" * 64, "web", image, time.time(), "{}", state))
 
 

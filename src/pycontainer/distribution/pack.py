@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import attrs
 
@@ -26,7 +26,7 @@ __all__ = ["Packed", "compare", "list_changes", "pack", "pack_root", "pack_upper
 
 _CHUNK = 1 << 20
 _LIST_CHUNK = 1 << 16
-_KINDS = {"A": "added", "C": "changed", "D": "deleted"}
+_KINDS: dict[str, Literal["added", "changed", "deleted"]] = {"A": "added", "C": "changed", "D": "deleted"}
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _REASONS = {
     errno.EBUSY: "something writes to it meanwhile; pause or stop that",
@@ -142,7 +142,7 @@ def _list(root: int, flags: int, base: int, merged: int) -> Iterator[Change]:
         while data := found.read(_LIST_CHUNK):
             *lines, rest = (rest + data).split(b"\0")
             for line in lines:
-                yield Change(_KINDS[chr(line[0])], "/" + os.fsdecode(line[1:]))  # type: ignore[arg-type] # of these
+                yield Change(_KINDS[chr(line[0])], "/" + os.fsdecode(line[1:]))
 
 
 def _pack(

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from urllib.request import getproxies_environment
@@ -356,9 +356,11 @@ class _SecureConnection(HTTPSConnection):
         self._live.check(self)
 
 
-def _pool_of(base: type[HTTPConnectionPool], kind: type[HTTPConnection], live: _Live) -> type[HTTPConnectionPool]:
+def _pool_of(
+    base: type[HTTPConnectionPool], kind: Callable[..., HTTPConnection], live: _Live
+) -> type[HTTPConnectionPool]:
     def connect(*arguments: Any, **options: Any) -> HTTPConnection:  # noqa: ANN401 - urllib3's
-        return kind(*arguments, live=live, **options)  # type: ignore[call-arg]
+        return kind(*arguments, live=live, **options)
 
     return type(base.__name__, (base,), {"ConnectionCls": staticmethod(connect)})
 

@@ -123,6 +123,7 @@ __all__ = [
     "SeccompOperator",
     "Spec",
     "State",
+    "Status",
     "SyscallArg",
     "SyscallRule",
     "TimeOffset",
@@ -350,6 +351,9 @@ class Spec(Document):
     linux: Linux = attrs.field(factory=Linux)
 
 
+Status: TypeAlias = Literal["creating", "created", "running", "stopped", "paused"]
+
+
 @attrs.frozen(kw_only=True, eq=False, repr=False)
 class State(Document):
     """The state of a container, as hooks and callers of a runtime read it (runtime.md, "State").
@@ -365,7 +369,7 @@ class State(Document):
 
     oci_version: str = attrs.field(default=OCI_VERSION, metadata=REQUIRED)
     id: str
-    status: Literal["creating", "created", "running", "stopped", "paused"]
+    status: Status
     pid: Annotated[int, Bounds(0, 2**31 - 1)] | None = None
     bundle: str
     annotations: Mapping[str, str] = attrs.field(factory=dict)

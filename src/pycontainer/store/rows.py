@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import attrs
 
 from pycontainer.records import Record
+
+if TYPE_CHECKING:
+    from pycontainer.model import ContainerState
 
 __all__ = ["ContainerRow", "Content", "ImageRow", "LayerRow"]
 
@@ -84,7 +87,7 @@ class ContainerRow(Record):
     image_id: str
     created: float
     document: str
-    state: str = "created"
+    state: ContainerState = "created"
     exit_code: int | None = None
     started: float | None = None
     finished: float | None = None

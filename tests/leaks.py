@@ -52,7 +52,12 @@ class Snapshot:
         return cls(
             processes=_processes(cgroups),
             mounts=_mounts(str(base)),
-            cgroups=frozenset(str(path) for path in cgroups if path.name in ours or not _is_anothers(path)),
+            # The parent of all stays, as docker's does; the first test on a host makes it.
+            cgroups=frozenset(
+                str(path)
+                for path in cgroups
+                if path.name != "pycontainer" and (path.name in ours or not _is_anothers(path))
+            ),
             links=frozenset(path.name for path in Path("/sys/class/net").iterdir()),
             descriptors=_descriptors(),
             run_directories=frozenset(map(str, run_directories)),
